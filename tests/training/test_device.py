@@ -1,0 +1,103 @@
+"""Choice of device and threads, and lines of progress."""
+
+import io
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from trade_agent.errors import ConfigError
+from trade_agent.training.device import DeviceManager, available_cores
+from trade_agent.training.progress import ProgressReporter, Task
+
+NO_GPU = not (torch.cuda.is_available() or torch.backends.mps.is_available())
+
+
+@pytest.fixture(autouse=True)
+def restore_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(
+    ("cuda", "mps", "chosen", "reason"),
+    [
+        (True, True, "cuda", "the best device present"),
+        (False, True, "cpu", "no GPU present"),  # money is float64, which mps does not have
+        (False, False, "cpu", "no GPU present"),
+    ],
+)
+def test_auto_takes_the_best_device(
+    monkeypatch: pytest.MonkeyPatch, cuda: bool, mps: bool, chosen: str, reason: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
+    manager = DeviceManager(name="auto", threads=1)
+    assert (manager.device.type, manager.reason) == (chosen, reason)
+
+
+def test_a_device_that_is_not_there_falls_back_with_a_warning_or_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    manager = DeviceManager(name="cuda", threads=1)
+    assert manager.device.type == "cpu"
+    assert manager.report().reason == "fallback: no cuda here"
+    captured = capsys.readouterr()
+    assert captured.err == "warning: device.name=cuda but there is none here; using the CPU\n"
+    assert captured.out == ""
+    with pytest.raises(ConfigError, match="device.name=cuda but there is none here; use device=auto or device.strict"):
+        DeviceManager(name="cuda", strict=True, threads=1)
+
+
+def test_the_cpu_as_configured() -> None:
+    report = DeviceManager(name="cpu", strict=True, threads=2).report()
+    assert (report.device, report.name, report.reason, report.threads) == ("cpu", "cpu", "as configured", 2)
+    assert torch.get_num_threads() == 2
+    assert report.memory_bytes > 2**27
+    assert DeviceManager(name="cpu").threads == available_cores() >= 1
+    assert DeviceManager(name="cpu", threads=1).memory_used_bytes() > 2**25
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_cuda_names_itself() -> None:
+    report = DeviceManager(name="cuda", strict=True).report()
+    assert report.name == torch.cuda.get_device_properties(0).name
+    assert report.memory_bytes > 2**30
+
+
+def test_without_a_terminal_a_task_prints_four_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    task = Task("work", 1000, None)
+    for _ in range(1200):
+        task.advance(1)
+    captured = capsys.readouterr()
+    assert [line.split("(")[0].strip() for line in captured.err.splitlines()] == [
+        "work: 250/1,000", "work: 500/1,000", "work: 750/1,000", "work: 1,000/1,000",
+    ]  # fmt: skip
+    assert captured.out == ""
+
+
+def test_quiet_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    progress = ProgressReporter(quiet=True)
+    progress.say("hello")
+    with progress.task("work", 4) as task:
+        task.advance(4)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_terminal_gets_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    screen = Terminal()
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr("sys.stderr", screen)
+    progress = ProgressReporter()
+    with progress.task("forecaster", 3) as task:
+        task.advance(3, "loss 0.5")
+    assert "forecaster" in screen.getvalue()
+    assert "3/3" in screen.getvalue()
+    assert "loss 0.5" in screen.getvalue()

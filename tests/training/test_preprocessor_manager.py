@@ -1,0 +1,275 @@
+import dataclasses
+import json
+import multiprocessing
+import shutil
+
+import numpy as np
+import pytest
+
+from trade_agent import safe_io
+from trade_agent.data.bars import Bars
+from trade_agent.errors import PreprocessingError, RegistryError, UnsafeFileError
+from trade_agent.preprocessing.pipeline import StepSpec
+from trade_agent.training import preprocessor_manager as module
+from trade_agent.training.preprocessor_manager import PreprocessingPipeline, PreprocessorManager
+
+STEPS = [StepSpec("log_return", {"lags": [1, 5]}), StepSpec("standard_scaler")]
+
+
+def make_bars(num_bars=120, *, seed=0):
+    close = 100.0 * np.exp(np.cumsum(0.01 * np.random.default_rng(seed).standard_normal((num_bars, 1)), axis=0))
+    return Bars(
+        timestamps=np.datetime64("2020-01-01", "ns") + np.arange(num_bars) * np.timedelta64(1, "D"),
+        symbols=("X",),
+        open=close.copy(),
+        high=close.copy(),
+        low=close.copy(),
+        close=close,
+        volume=np.ones_like(close),
+        tradable=np.ones(close.shape, dtype=bool),
+        calendar="24/7",
+        bar_seconds=86_400,
+    )
+
+
+def fitted(rows=range(100), *, steps=STEPS, prices="adjusted"):
+    return PreprocessingPipeline(steps, prices=prices).fit(make_bars(), rows)
+
+
+def save(manager, pipeline):
+    return manager.save(pipeline, data_fingerprint="data", rows=pipeline.fitted_rows)
+
+
+@pytest.fixture
+def manager(tmp_path):
+    return PreprocessorManager(tmp_path / "preprocessors")
+
+
+def test_save_and_load(manager):
+    pipeline = fitted()
+    metadata = save(manager, pipeline)
+    assert (metadata.version, pipeline.version) == ("v1.0.0", "v1.0.0")
+    assert sorted(path.name for path in manager.root.iterdir()) == ["metadata_v1.0.0.json", "preprocessor_v1.0.0.pkl"]
+    assert metadata.sha256 == safe_io.sha256_file(manager.root / "preprocessor_v1.0.0.pkl")
+    assert metadata.rows == (0, 100)
+    assert metadata.feature_names == ("log_return_1", "log_return_5")
+    assert manager.list() == [metadata]
+    for reference in ("v1.0.0", "1.0.0", pipeline.content_hash, f"sha256:{pipeline.content_hash[:7]}"):
+        loaded = manager.load(reference)
+        assert loaded.version == "v1.0.0"
+        assert loaded.content_hash == pipeline.content_hash
+        assert loaded.transform(make_bars()).values.tobytes() == pipeline.transform(make_bars()).values.tobytes()
+
+
+def test_versions_follow_contract_and_content(manager):
+    versions = [
+        save(manager, pipeline).version
+        for pipeline in (
+            fitted(),
+            fitted(range(90)),  # another fit
+            fitted(prices="raw"),  # another contract
+            fitted(range(80)),  # back to the first contract
+            fitted(range(90)),  # stored already
+            fitted(range(90), prices="raw"),
+            fitted(steps=STEPS[:1]),
+        )
+    ]
+    assert versions == ["v1.0.0", "v1.1.0", "v2.0.0", "v1.2.0", "v1.1.0", "v2.1.0", "v3.0.0"]
+    assert [metadata.version for metadata in manager.list()] == sorted(set(versions))
+
+
+def test_saving_rows_that_were_not_fitted_is_refused(manager):
+    with pytest.raises(PreprocessingError, match=r"was fitted on range\(0, 100\), not on range\(0, 99\)"):
+        manager.save(fitted(), data_fingerprint="data", rows=range(99))
+
+
+def test_unknown_and_ambiguous_references_list_candidates(manager):
+    with pytest.raises(RegistryError, match=r"'v1.0.0' is unknown .*candidates: none stored"):
+        manager.load("v1.0.0")
+    pipelines = [fitted(), fitted(range(90))]
+    hashes = [save(manager, pipeline).content_hash for pipeline in pipelines]
+    for reference in ("v1.0.1", "../v1.0.0", "v1.0", "latest", hashes[0][:6], "f" * 64):
+        with pytest.raises(RegistryError, match=rf"is unknown .*candidates: v1.0.0 \({hashes[0][:12]}\), v1.1.0"):
+            manager.load(reference)
+    for number, digits in enumerate(("abcdef01", "abcdef02")):
+        path = manager.root / f"metadata_v1.{number}.0.json"
+        safe_io.write_json(path, safe_io.read_json(path) | {"content_hash": digits * 8})
+    with pytest.raises(RegistryError, match="'abcdef0' is ambiguous"):
+        manager.find("abcdef0")
+    assert manager.find("abcdef02").version == "v1.1.0"
+
+
+def replace_bytes(path, data):
+    path.unlink()
+    path.write_bytes(data)
+
+
+def test_every_flipped_bit_is_refused(manager):
+    save(manager, fitted())
+    path = manager.root / "preprocessor_v1.0.0.pkl"
+    original = path.read_bytes()
+    for position in range(0, len(original), 37):
+        data = bytearray(original)
+        data[position] ^= 4
+        replace_bytes(path, data)
+        with pytest.raises(RegistryError, match=r"preprocessor_v1\.0\.0\.pkl is altered: sha256 is .*, expected"):
+            manager.load("v1.0.0")
+    replace_bytes(path, original[:-1])
+    with pytest.raises(RegistryError, match="is altered"):
+        manager.load("v1.0.0")
+    path.unlink()
+    with pytest.raises(RegistryError, match="cannot read"):
+        manager.load("v1.0.0")
+
+
+def test_a_file_that_runs_code_is_refused_even_with_its_digest(manager, tmp_path):
+    save(manager, fitted())
+    program = b"cposix\nsystem\n(S'touch %s'\ntR." % str(tmp_path / "canary").encode()
+    replace_bytes(manager.root / "preprocessor_v1.0.0.pkl", program)
+    path = manager.root / "metadata_v1.0.0.json"
+    safe_io.write_json(path, safe_io.read_json(path) | {"sha256": safe_io.sha256_bytes(program)})
+    with pytest.raises(UnsafeFileError):
+        manager.load("v1.0.0")
+    assert not (tmp_path / "canary").exists()
+
+
+def test_another_pipelines_file_and_digest_are_refused(manager):
+    first, second = save(manager, fitted()), save(manager, fitted(range(90)))
+    shutil.copy(manager.root / "preprocessor_v1.1.0.pkl", manager.root / "copy")
+    (manager.root / "copy").replace(manager.root / "preprocessor_v1.0.0.pkl")
+    path = manager.root / "metadata_v1.0.0.json"
+    safe_io.write_json(path, dataclasses.asdict(first) | {"sha256": second.sha256})
+    with pytest.raises(RegistryError, match="does not have the content that its metadata states"):
+        manager.load("v1.0.0")
+
+
+@pytest.mark.parametrize(
+    "change", [{"version": "v9.0.0"}, {"warmup_bars": "5"}, {"rows": 5}, {"surplus": 1}, {"sha256": None}]
+)
+def test_damaged_metadata_is_named(manager, change):
+    save(manager, fitted())
+    path = manager.root / "metadata_v1.0.0.json"
+    safe_io.write_json(path, json.loads(path.read_text()) | change)
+    with pytest.raises(RegistryError, match=r"metadata_v1\.0\.0\.json"):
+        manager.list()
+
+
+@pytest.mark.parametrize("crash_at", ["_link_new", "sync_directory", "_write_new"])
+@pytest.mark.parametrize("call", [1, 2])
+def test_a_writer_that_dies_leaves_no_half_version(manager, monkeypatch, crash_at, call):
+    """Stop at the first or second link, directory sync or file: nothing is visible and the next save succeeds."""
+    owner = safe_io if crash_at == "sync_directory" else module
+    real, calls = getattr(owner, crash_at), []
+
+    def dies(*arguments):
+        calls.append(arguments)
+        if len(calls) == call:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    monkeypatch.setattr(owner, crash_at, dies)
+    with pytest.raises(KeyboardInterrupt):
+        save(manager, fitted())
+    monkeypatch.undo()
+    committed = crash_at == "sync_directory" and call == 2
+    assert [metadata.version for metadata in manager.list()] == (["v1.0.0"] if committed else [])
+    metadata = save(manager, fitted())
+    assert manager.load(metadata.version).content_hash == fitted().content_hash
+    assert not list(manager.root.glob(".*"))
+
+
+def _save_many(root, start, barrier, results):
+    manager = PreprocessorManager(root)
+    pipelines = [fitted(range(20 + start + i)) for i in range(5)]
+    barrier.wait()
+    results.put([(save(manager, pipeline).version, pipeline.content_hash) for pipeline in pipelines])
+
+
+def test_processes_saving_at_once_get_distinct_versions(manager):
+    context = multiprocessing.get_context("fork")
+    barrier, results = context.Barrier(3), context.Queue()
+    workers = [
+        context.Process(target=_save_many, args=(manager.root, 10 * number, barrier, results)) for number in range(3)
+    ]
+    for worker in workers:
+        worker.start()
+    saved = [pair for _ in workers for pair in results.get(timeout=60)]
+    for worker in workers:
+        worker.join()
+    assert sorted(version for version, _ in saved) == sorted(f"v1.{number}.0" for number in range(15))
+    for version, content_hash in saved:
+        assert manager.load(version).content_hash == content_hash
+
+
+def test_create(manager):
+    assert manager.create(template="sac").steps == manager.create(template="default").steps
+    assert manager.create(steps=STEPS, prices="raw").prices == "raw"
+    for arguments in ({}, {"template": "sac", "steps": STEPS}):
+        with pytest.raises(PreprocessingError, match="give exactly one of the two"):
+            manager.create(**arguments)
+
+
+def test_check_compatible_names_both_versions(manager):
+    trained, other = fitted(), fitted(prices="raw")
+    save(manager, trained)
+    save(manager, other)
+    manager.check_compatible(fitted(range(90)), json.loads(json.dumps(trained.contract)))
+    with pytest.raises(PreprocessingError, match=r"v2.0.0 and v1.0.0 have different contracts: prices \(raw and adj"):
+        manager.check_compatible(other, trained.contract)
+
+
+def table_bytes(manager, *, steps=STEPS, bars=None, rows=range(100), prices="adjusted"):
+    pipeline = manager.create(steps=steps, prices=prices)
+    fit, table = manager.fit_transform(pipeline, make_bars() if bars is None else bars, rows)
+    assert table.values.tobytes() == fit.transform(make_bars() if bars is None else bars).values.tobytes()
+    return table.values.tobytes()
+
+
+def test_the_cache_is_used(manager, monkeypatch):
+    expected = table_bytes(manager)
+    monkeypatch.setattr(PreprocessingPipeline, "fit", None)
+    pipeline, table = manager.fit_transform(manager.create(steps=STEPS), make_bars(), range(100))
+    monkeypatch.setattr(PreprocessingPipeline, "transform", None)
+    assert manager.transform(pipeline, make_bars()).values.tobytes() == expected == table.values.tobytes()
+
+
+def test_whatever_changes_misses_the_cache(manager, monkeypatch):
+    table_bytes(manager)
+    files = len(list(manager.cache.folder.iterdir()))
+    assert files == 2
+    changes = [
+        {"steps": [StepSpec("log_return", {"lags": [1, 6]}), STEPS[1]]},
+        {"steps": [STEPS[0], StepSpec("robust_scaler")]},
+        {"bars": make_bars(seed=1)},
+        {"rows": range(99)},
+        {"rows": range(1, 100)},
+        {"prices": "raw"},
+    ]
+    for change in changes:
+        table_bytes(manager, **change)
+        files += 2
+        assert len(list(manager.cache.folder.iterdir())) == files
+    table_bytes(manager, bars=make_bars(119), rows=range(100))  # the same fit, fewer bars to transform
+    assert len(list(manager.cache.folder.iterdir())) == files + 1
+    monkeypatch.setattr("trade_agent.preprocessing.cache.code_fingerprint", lambda: "other code")
+    table_bytes(manager)
+    assert len(list(manager.cache.folder.iterdir())) == files + 3
+
+
+def test_a_damaged_cache_file_is_a_miss(manager):
+    expected = table_bytes(manager)
+    for path in list(manager.cache.folder.iterdir()):
+        original = path.read_bytes()
+        for damage in (original[:-1], original[:100], b"", original[:200] + b"\x01" + original[201:]):
+            path.write_bytes(damage)
+            assert table_bytes(manager) == expected
+            assert path.read_bytes() == original
+
+
+def test_the_cache_forgets_the_oldest_files(manager):
+    manager.cache.max_bytes = 10_000
+    for seed in range(12):
+        table_bytes(manager, bars=make_bars(seed=seed))
+    files = list(manager.cache.folder.iterdir())
+    assert 2 <= len(files) < 24
+    assert sum(path.stat().st_size for path in files) <= 10_000

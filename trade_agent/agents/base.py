@@ -1,0 +1,110 @@
+"""What every agent offers, and the few pieces that PPO, SAC and TD3 share.
+
+Shapes: B rows of a batch, O observation, A assets (action dimensions). Actions are real numbers in [-1, 1].
+"""
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from tensordict import TensorDict
+from torch import Tensor, nn
+
+GradientHook = Callable[[Sequence[nn.Parameter]], None]
+
+
+class Action(NamedTuple):
+    action: Tensor  # [B, A] in [-1, 1]
+    raw: Tensor  # [B, A] before the tanh; zeros where an agent has none
+    log_prob: Tensor  # [B] log density of ``action``; zeros where an agent has none
+
+
+class Agent(Protocol):
+    """An agent is an nn.Module: ``state_dict`` covers networks, targets and log-alpha.
+
+    ``update`` does one gradient step on its own optimizer: losses plus ``extra_loss``, one backward pass, clip, step,
+    soft update. Gradients that run into ``batch["observation"]`` are left in the leaves behind it (an encoder), whose
+    optimizer belongs to the caller. Nothing in ``act`` and ``update`` waits for the device: metrics are detached 0-d
+    tensors, and whether they are finite is for the training loop to check.
+    """
+
+    name: str
+    on_policy: bool
+    gradient_hook: GradientHook | None  # called between backward and clip, e.g. to average over ranks
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer: ...
+
+    def act(self, observation: Tensor, *, deterministic: bool) -> Action: ...
+
+    def update(self, batch: TensorDict, *, extra_loss: Tensor | None = None) -> dict[str, Tensor]: ...
+
+    def spec(self) -> dict[str, Any]: ...
+
+    def optimizer_state(self) -> dict[str, Any]: ...
+
+    def load_optimizer_state(self, state: dict[str, Any]) -> None: ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> Any: ...
+
+
+def constructor_values(agent: nn.Module, name: str, scope: dict[str, Any]) -> dict[str, Any]:
+    """Plain values of an agent's constructor arguments (from its ``locals()``) and its name; the device stays out."""
+    arguments = [key for key in inspect.signature(type(agent).__init__).parameters if key not in {"self", "device"}]
+    values = {key: scope[key] for key in arguments}
+    return {"name": name} | {
+        key: list(value) if isinstance(value, list | tuple) else value for key, value in values.items()
+    }
+
+
+def transition_batch(
+    *, observation: Tensor, action: Tensor, reward: Tensor, next_observation: Tensor, terminated: Tensor
+) -> TensorDict:
+    """The TorchRL layout of a batch of transitions: observation [B, O], action [B, A], reward and terminated [B].
+
+    ``done`` equals ``terminated`` here: what was truncated goes on at the next bar, and its target is bootstrapped.
+    """
+    terminated = terminated.bool().unsqueeze(1)
+    following = {
+        "observation": next_observation,
+        "reward": reward.unsqueeze(1),
+        "terminated": terminated,
+        "done": terminated,
+    }
+    return TensorDict(
+        {"observation": observation, "action": action, "next": TensorDict(following, batch_size=[len(action)])},
+        batch_size=[len(action)],
+    )
+
+
+def make_adam(groups: Iterable[dict[str, Any]], *, eps: float, device: torch.device) -> torch.optim.Adam:
+    """Adam (Kingma and Ba, 2015) over ``groups`` of {"params", "lr"}, fused where PyTorch has such a kernel.
+
+    On CUDA its step counters live on the device, so that an update can be captured in a CUDA graph.
+    """
+    on_cuda = device.type == "cuda"
+    return torch.optim.Adam(list(groups), eps=eps, fused=on_cuda or device.type == "cpu", capturable=on_cuda)
+
+
+def clip_gradients(parameters: Sequence[nn.Parameter], max_norm: float | None) -> Tensor:
+    """Scales the gradients, in place, to a total 2-norm of at most ``max_norm`` (None: leaves them); returns the norm
+    before. A norm that is not finite is not an error here."""
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    norm = torch.stack(torch._foreach_norm(gradients)).norm()
+    if max_norm is not None:
+        torch._foreach_mul_(gradients, (max_norm / (norm + 1e-6)).clamp_max(1.0))
+    return norm
+
+
+@torch.no_grad()
+def soft_update(target: Sequence[Tensor], online: Sequence[Tensor], tau: float) -> None:
+    """target <- (1 - tau) target + tau online, in place (Lillicrap et al. 2016, algorithm 1)."""
+    torch._foreach_lerp_(list(target), list(online), tau)
+
+
+def td_target(reward: Tensor, terminated: Tensor, next_value: Tensor, gamma: float) -> Tensor:
+    """y = r + gamma (1 - terminated) V(s'): only a true end cuts the future off, truncation does not. All [B]."""
+    return reward + gamma * torch.where(terminated, 0.0, next_value)

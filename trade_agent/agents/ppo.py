@@ -1,0 +1,142 @@
+"""Proximal policy optimisation with the clipped objective (Schulman et al. 2017) and a tanh-squashed Gaussian policy.
+
+Details after Engstrom et al. (2020) and Huang et al. (2022), "The 37 Implementation Details of PPO". Shapes as in
+agents/base.py.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from tensordict import TensorDict
+from torch import Tensor, nn
+
+from trade_agent.agents.base import (
+    Action,
+    GradientHook,
+    clip_gradients,
+    constructor_values,
+    make_adam,
+)
+from trade_agent.agents.policies import FreeStdPolicy, sample_raw, squashed_action, squashed_log_prob
+from trade_agent.networks.mlp import build_mlp, orthogonal_init
+
+
+def clipped_surrogate(log_ratio: Tensor, advantage: Tensor, clip: float) -> Tensor:
+    """-min(r A, clip(r, 1 - c, 1 + c) A), averaged: Schulman et al. 2017, equation 7. [B], [B] -> []."""
+    ratio = log_ratio.exp()
+    return -torch.minimum(ratio * advantage, ratio.clamp(1.0 - clip, 1.0 + clip) * advantage).mean()
+
+
+def standardise(values: Tensor) -> Tensor:
+    """Mean 0, standard deviation 1 over a minibatch [B]; one of equal values becomes zeros."""
+    return (values - values.mean()) / values.std().clamp_min(1e-6)
+
+
+class PPO(nn.Module):
+    """Separate policy and value networks; the standard deviation is a free parameter of each action dimension.
+
+    The policy is scored on the pre-squash action ``raw`` that ``act`` returned. One minibatch for each ``update``:
+    observation [B, O], raw [B, A], log_prob, advantage and value_target [B] (advantages are standardised here).
+    ``entropy_coefficient`` weighs a one-sample estimate of the squashed policy's entropy, which has no closed form.
+    """
+
+    name = "ppo"
+    on_policy = True
+
+    def __init__(
+        self,
+        *,
+        observation_dim: int,
+        action_dim: int,
+        hidden_dims: Sequence[int] = (64, 64),
+        activation: str = "tanh",
+        layer_norm: bool = False,
+        learning_rate: float = 3e-4,
+        gamma: float = 0.99,
+        gae_lambda: float = 0.95,
+        clip: float = 0.2,
+        value_coefficient: float = 0.5,
+        entropy_coefficient: float = 0.0,
+        initial_log_std: float = 0.0,
+        max_grad_norm: float = 0.5,
+        adam_eps: float = 1e-5,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        super().__init__()
+        self._spec = constructor_values(self, self.name, locals())
+        self.gamma, self.gae_lambda, self.clip = gamma, gae_lambda, clip
+        self.value_coefficient, self.entropy_coefficient = value_coefficient, entropy_coefficient
+        self.max_grad_norm = max_grad_norm
+        self.gradient_hook: GradientHook | None = None
+        actor, self.critic = (
+            build_mlp(
+                input_dim=observation_dim,
+                hidden_dims=hidden_dims,
+                output_dim=output_dim,
+                activation=activation,
+                layer_norm=layer_norm,
+            )
+            for output_dim in (action_dim, 1)
+        )
+        orthogonal_init(actor, output_gain=0.01)
+        orthogonal_init(self.critic, output_gain=1.0)
+        self.policy = FreeStdPolicy(actor, action_dim=action_dim, initial_log_std=initial_log_std)
+        self.to(device)
+        self.optimizer = make_adam(
+            [{"params": list(self.parameters()), "lr": learning_rate}], eps=adam_eps, device=torch.device(device)
+        )
+
+    def spec(self) -> dict[str, Any]:
+        """Plain values from which ``agent_from_spec`` builds the same agent."""
+        return dict(self._spec)
+
+    def act(self, observation: Tensor, *, deterministic: bool) -> Action:
+        """[B, O] -> action, the pre-squash action and its log density; deterministic takes the median, tanh(mean)."""
+        return squashed_action(self.policy, observation, deterministic=deterministic)
+
+    @torch.no_grad()
+    def value(self, observation: Tensor) -> Tensor:
+        """V(s): [..., O] -> [...]."""
+        return self.critic(observation).squeeze(-1)
+
+    def losses(self, batch: TensorDict) -> tuple[Tensor, dict[str, Tensor]]:
+        """The sum to minimise and the metrics of a minibatch; both networks send gradients into the observation."""
+        observation = batch["observation"]
+        loc, log_std = self.policy(observation)
+        log_ratio = squashed_log_prob(batch["raw"], loc, log_std) - batch["log_prob"]
+        loss_actor = clipped_surrogate(log_ratio, standardise(batch["advantage"]), self.clip)
+        loss_critic = (self.critic(observation).squeeze(-1) - batch["value_target"]).square().mean()
+        with torch.set_grad_enabled(self.entropy_coefficient != 0.0):  # by default it is only reported
+            sample = sample_raw(loc, log_std)
+            entropy = -squashed_log_prob(sample, loc, log_std).mean()
+        total = loss_actor + self.value_coefficient * loss_critic - self.entropy_coefficient * entropy
+        with torch.no_grad():
+            ratio = log_ratio.exp()
+            metrics = {
+                "loss_actor": loss_actor.detach(),
+                "loss_critic": loss_critic.detach(),
+                "entropy": entropy.detach(),
+                # An estimate that is unbiased and never negative: Schulman (2020), "Approximating KL Divergence", k3.
+                "approx_kl": (ratio - 1.0 - log_ratio).mean(),
+                "clip_fraction": ((ratio - 1.0).abs() > self.clip).float().mean(),
+            }
+        return total, metrics
+
+    def update(self, batch: TensorDict, *, extra_loss: Tensor | None = None) -> dict[str, Tensor]:
+        """One step on one minibatch."""
+        total, metrics = self.losses(batch)
+        self.optimizer.zero_grad()
+        (total if extra_loss is None else total + extra_loss).backward()
+        parameters = list(self.parameters())
+        if self.gradient_hook is not None:
+            self.gradient_hook(parameters)
+        metrics["grad_norm"] = clip_gradients(parameters, self.max_grad_norm)
+        self.optimizer.step()
+        return metrics
+
+    def optimizer_state(self) -> dict[str, Any]:
+        return {"optimizer": self.optimizer.state_dict()}
+
+    def load_optimizer_state(self, state: dict[str, Any]) -> None:
+        self.optimizer.load_state_dict(state["optimizer"])

@@ -1,0 +1,96 @@
+"""Replay buffer for off-policy agents: a ring of transitions that hold the bar index and not the observation.
+
+Shapes: N environments, B rows of a batch, K private (account) state, A assets. The market part of an observation is
+encoded from t when a batch is used; that of the next one from t + 1, also where an episode was truncated.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from trade_agent.errors import CheckpointError, ConfigError
+
+
+class Transitions(NamedTuple):
+    t: Tensor  # [B] int32 bar index of the observation
+    private: Tensor  # [B, K] float32
+    action: Tensor  # [B, A] float32
+    reward: Tensor  # [B] float32
+    terminated: Tensor  # [B] bool
+    next_private: Tensor  # [B, K] float32, at bar t + 1, before any reset
+
+
+class ReplayBuffer:
+    """A transition is one row of 4-byte words: t | terminated | reward | private | action | next private.
+
+    That is 4 (3 + 2K + A) bytes: 64 with K = 6 and A = 1. One gather serves a whole batch. The words are integers and
+    the floats are views of them, so that no arithmetic can touch an index.
+    """
+
+    def __init__(self, *, capacity: int, private_dim: int, action_dim: int, device: torch.device | str = "cpu") -> None:
+        self.capacity, self.private_dim, self.action_dim = capacity, private_dim, action_dim
+        self.position, self.size = 0, 0
+        width = 3 + 2 * private_dim + action_dim
+        self._words = torch.zeros(capacity, width, dtype=torch.int32, device=device)
+        # Narrow views of the columns, made once: extend copies straight into them.
+        self._columns = self._split(self._words)
+
+    def __len__(self) -> int:
+        return self.size
+
+    @property
+    def bytes_per_transition(self) -> int:
+        return 4 * self._words.shape[1]
+
+    def extend(self, transitions: Transitions) -> None:
+        """Adds N transitions in order, over the oldest ones when full. Raises ConfigError if N exceeds the capacity."""
+        rows = len(transitions.t)
+        if rows > self.capacity:
+            raise ConfigError(
+                f"{rows} transitions do not fit a replay buffer of capacity {self.capacity}",
+                "raise the buffer's capacity or lower the number of environments",
+            )
+        head = min(rows, self.capacity - self.position)
+        for column, values in zip(self._columns, transitions, strict=True):
+            column[self.position : self.position + head] = values[:head]
+            if head < rows:
+                column[: rows - head] = values[head:]
+        self.position = (self.position + rows) % self.capacity
+        self.size = min(self.size + rows, self.capacity)
+
+    def sample(self, batch_size: int, generator: torch.Generator) -> Transitions:
+        """``batch_size`` transitions, uniform with replacement. ``generator`` is of the buffer's device."""
+        index = torch.randint(self.size, (batch_size,), generator=generator, device=self._words.device)
+        columns = self._split(self._words.index_select(0, index))
+        return columns._replace(terminated=columns.terminated != 0)
+
+    def _split(self, words: Tensor) -> Transitions:
+        """Columns as views; ``terminated`` still as an integer."""
+        private, action = self.private_dim, self.action_dim
+        floats = words.view(torch.float32)
+        after = 3 + private + action
+        return Transitions(
+            words[:, 0],
+            floats[:, 3 : 3 + private],
+            floats[:, 3 + private : after],
+            floats[:, 2],
+            words[:, 1],
+            floats[:, after:],
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain values and one tensor of the filled rows, for resuming a run."""
+        return {"words": self._words[: self.size].clone(), "position": self.position, "capacity": self.capacity}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Raises CheckpointError when the stored buffer has another capacity or row width."""
+        words = state["words"]
+        if state["capacity"] != self.capacity or words.shape[1] != self._words.shape[1]:
+            raise CheckpointError(
+                f"the stored replay buffer has capacity {state['capacity']} and {words.shape[1]} words a row, "
+                f"this one {self.capacity} and {self._words.shape[1]}",
+                "resume with the settings of the run that wrote it",
+            )
+        self._words[: len(words)] = words.to(self._words.device)
+        self.position, self.size = int(state["position"]), len(words)

@@ -1,0 +1,176 @@
+"""Soft actor-critic (Haarnoja et al. 2018, "Soft Actor-Critic Algorithms and Applications") with a tuned temperature.
+
+Written in plain tensors because that is faster than TorchRL's SACLoss: twin critics in one batched product, one
+backward pass, one fused Adam. tests/agents/test_parity.py holds losses and gradients equal to TorchRL's. Equation
+numbers are of the paper. Shapes as in agents/base.py.
+"""
+
+import copy
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from tensordict import TensorDict
+from torch import Tensor, nn
+
+from trade_agent.agents.base import (
+    Action,
+    GradientHook,
+    clip_gradients,
+    constructor_values,
+    make_adam,
+    soft_update,
+    td_target,
+)
+from trade_agent.agents.policies import StateStdPolicy, sample_raw, squashed_action, squashed_log_prob
+from trade_agent.networks.mlp import StackedMLP, build_mlp
+
+
+class SACLosses(NamedTuple):
+    actor: Tensor
+    critic: Tensor
+    alpha: Tensor
+    log_prob: Tensor  # [B] of the actor's fresh actions, detached
+    q: Tensor  # [2, B] of the stored actions, detached
+
+
+class SAC(nn.Module):
+    """Squashed Gaussian policy, two critics and their targets, temperature alpha as log alpha.
+
+    ``target_entropy`` None means -dim(A). ``update`` takes a batch in the TorchRL layout (``transition_batch``). All
+    losses are taken at the weights before the step. Uniformly random actions at the start are the training loop's part.
+    """
+
+    name = "sac"
+    on_policy = False
+
+    def __init__(
+        self,
+        *,
+        observation_dim: int,
+        action_dim: int,
+        hidden_dims: Sequence[int] = (256, 256),
+        activation: str = "relu",
+        layer_norm: bool = False,
+        actor_learning_rate: float = 3e-4,
+        critic_learning_rate: float = 3e-4,
+        alpha_learning_rate: float = 3e-4,
+        gamma: float = 0.99,
+        tau: float = 0.005,
+        initial_alpha: float = 1.0,
+        target_entropy: float | None = None,
+        max_grad_norm: float | None = None,
+        adam_eps: float = 1e-8,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        super().__init__()
+        self._spec = constructor_values(self, self.name, locals())
+        self.gamma, self.tau, self.max_grad_norm = gamma, tau, max_grad_norm
+        self.target_entropy = -float(action_dim) if target_entropy is None else target_entropy
+        self.gradient_hook: GradientHook | None = None
+        self.policy = StateStdPolicy(
+            build_mlp(
+                input_dim=observation_dim,
+                hidden_dims=hidden_dims,
+                output_dim=2 * action_dim,
+                activation=activation,
+                layer_norm=layer_norm,
+            )
+        )
+        self.critic = StackedMLP(
+            num_members=2,
+            input_dim=observation_dim + action_dim,
+            hidden_dims=hidden_dims,
+            output_dim=1,
+            activation=activation,
+            layer_norm=layer_norm,
+        )
+        self.target_critic = copy.deepcopy(self.critic).requires_grad_(False)
+        self.log_alpha = nn.Parameter(torch.tensor(math.log(initial_alpha)))
+        self.to(device)
+        self._trained = [*self.policy.parameters(), *self.critic.parameters(), self.log_alpha]
+        self._online, self._target = list(self.critic.parameters()), list(self.target_critic.parameters())
+        self.optimizer = make_adam(
+            [
+                {"params": list(self.policy.parameters()), "lr": actor_learning_rate},
+                {"params": self._online, "lr": critic_learning_rate},
+                {"params": [self.log_alpha], "lr": alpha_learning_rate},
+            ],
+            eps=adam_eps,
+            device=torch.device(device),
+        )
+
+    def spec(self) -> dict[str, Any]:
+        """Plain values from which ``agent_from_spec`` builds the same agent."""
+        return dict(self._spec)
+
+    def q_values(self, observation: Tensor, action: Tensor) -> Tensor:
+        """Both critics: [B, O], [B, A] -> [2, B]."""
+        return self.critic(torch.cat((observation, action), dim=-1)).squeeze(-1)
+
+    def act(self, observation: Tensor, *, deterministic: bool) -> Action:
+        """[B, O] -> action, the pre-squash action and its log density; deterministic takes the median, tanh(mean)."""
+        return squashed_action(self.policy, observation, deterministic=deterministic)
+
+    @torch.no_grad()
+    def target(self, batch: TensorDict) -> Tensor:
+        """y = r + gamma (1 - terminated) (min_i Q'_i(s', a') - alpha log pi(a'|s')): equations 3 and 5. [B]"""
+        following = batch["next"]
+        observation = following["observation"]
+        loc, log_std = self.policy(observation)
+        raw = sample_raw(loc, log_std)
+        q = self.target_critic(torch.cat((observation, raw.tanh()), dim=-1)).squeeze(-1)
+        next_value = torch.minimum(q[0], q[1]) - self.log_alpha.exp() * squashed_log_prob(raw, loc, log_std)
+        return td_target(following["reward"].squeeze(1), following["terminated"].squeeze(1), next_value, self.gamma)
+
+    def losses(self, batch: TensorDict) -> SACLosses:
+        """The three losses of a batch: draws the noise of a' first, then that of the actor's own action."""
+        target = self.target(batch)
+        observation = batch["observation"]
+        q = self.q_values(observation, batch["action"])
+        # J_Q, equation 5: squared error, averaged over the batch and summed over the critics.
+        critic = (q - target).square().mean(1).sum()
+
+        # An encoder behind the observation learns from the critic and the auxiliary loss only: the actor's gradient
+        # in shared features spoils them (Yarats et al. 2021, SAC-AE; likewise DrQ).
+        observation = observation.detach()
+        loc, log_std = self.policy(observation)
+        raw = sample_raw(loc, log_std)
+        log_prob = squashed_log_prob(raw, loc, log_std)
+        q_actor = self.critic(torch.cat((observation, raw.tanh()), dim=-1), frozen=True).squeeze(-1)
+        # J_pi, equations 7 and 9.
+        actor = (self.log_alpha.detach().exp() * log_prob - torch.minimum(q_actor[0], q_actor[1])).mean()
+        # J(alpha), equation 18, with log alpha in place of alpha, as in the authors' code.
+        log_prob = log_prob.detach()
+        alpha = -self.log_alpha * (log_prob.mean() + self.target_entropy)
+        return SACLosses(actor, critic, alpha, log_prob, q.detach())
+
+    def update(self, batch: TensorDict, *, extra_loss: Tensor | None = None) -> dict[str, Tensor]:
+        """One step of actor, critics and temperature, then the targets follow by ``tau``."""
+        losses = self.losses(batch)
+        total = losses.actor + losses.critic + losses.alpha
+        self.optimizer.zero_grad()
+        (total if extra_loss is None else total + extra_loss).backward()
+        if self.gradient_hook is not None:
+            self.gradient_hook(self._trained)
+        grad_norm = clip_gradients(self._trained, self.max_grad_norm)
+        alpha = self.log_alpha.detach().exp()
+        self.optimizer.step()
+        soft_update(self._target, self._online, self.tau)
+        return {
+            "loss_actor": losses.actor.detach(),
+            "loss_critic": losses.critic.detach(),
+            "loss_alpha": losses.alpha.detach(),
+            "alpha": alpha,
+            "entropy": -losses.log_prob.mean(),
+            "q_mean": losses.q.mean(),
+            "q_spread": (losses.q[0] - losses.q[1]).abs().mean(),
+            "grad_norm": grad_norm,
+        }
+
+    def optimizer_state(self) -> dict[str, Any]:
+        return {"optimizer": self.optimizer.state_dict()}
+
+    def load_optimizer_state(self, state: dict[str, Any]) -> None:
+        self.optimizer.load_state_dict(state["optimizer"])

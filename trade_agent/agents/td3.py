@@ -1,0 +1,171 @@
+"""Twin delayed deep deterministic policy gradient (Fujimoto et al. 2018).
+
+Written in plain tensors for speed, see agents/sac.py; tests/agents/test_parity.py holds losses and gradients equal to
+TorchRL's TD3Loss. max_action is 1 throughout, so noise is in units of half the action's range. Shapes as in
+agents/base.py.
+"""
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from tensordict import TensorDict
+from torch import Tensor, nn
+
+from trade_agent.agents.base import (
+    Action,
+    GradientHook,
+    clip_gradients,
+    constructor_values,
+    make_adam,
+    soft_update,
+    td_target,
+)
+from trade_agent.networks.mlp import StackedMLP, build_mlp
+
+
+class TD3(nn.Module):
+    """Deterministic tanh policy, two critics, targets of all three.
+
+    Actor and targets are updated once in ``policy_delay`` updates; the count is part of ``optimizer_state``. ``update``
+    takes a batch in the TorchRL layout (``transition_batch``). Losses are taken at the weights before the step.
+    """
+
+    name = "td3"
+    on_policy = False
+
+    def __init__(
+        self,
+        *,
+        observation_dim: int,
+        action_dim: int,
+        hidden_dims: Sequence[int] = (256, 256),
+        activation: str = "relu",
+        layer_norm: bool = False,
+        actor_learning_rate: float = 3e-4,
+        critic_learning_rate: float = 3e-4,
+        gamma: float = 0.99,
+        tau: float = 0.005,
+        policy_delay: int = 2,
+        exploration_noise: float = 0.1,
+        target_noise: float = 0.2,
+        target_noise_clip: float = 0.5,
+        max_grad_norm: float | None = None,
+        adam_eps: float = 1e-8,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        super().__init__()
+        self._spec = constructor_values(self, self.name, locals())
+        self.gamma, self.tau, self.max_grad_norm = gamma, tau, max_grad_norm
+        self.policy_delay, self.exploration_noise = policy_delay, exploration_noise
+        self.target_noise, self.target_noise_clip = target_noise, target_noise_clip
+        self.gradient_hook: GradientHook | None = None
+        self.updates = 0
+        trunk = build_mlp(
+            input_dim=observation_dim,
+            hidden_dims=hidden_dims,
+            output_dim=action_dim,
+            activation=activation,
+            layer_norm=layer_norm,
+        )
+        self.actor = nn.Sequential(*trunk, nn.Tanh())
+        self.critic = StackedMLP(
+            num_members=2,
+            input_dim=observation_dim + action_dim,
+            hidden_dims=hidden_dims,
+            output_dim=1,
+            activation=activation,
+            layer_norm=layer_norm,
+        )
+        self.target_actor = copy.deepcopy(self.actor).requires_grad_(False)
+        self.target_critic = copy.deepcopy(self.critic).requires_grad_(False)
+        self.to(device)
+        self._loss_actor = torch.zeros((), device=device)
+        self._trained = [*self.actor.parameters(), *self.critic.parameters()]
+        self._target = [*self.target_actor.parameters(), *self.target_critic.parameters()]
+        self.optimizer = make_adam(
+            [
+                {"params": list(self.actor.parameters()), "lr": actor_learning_rate},
+                {"params": list(self.critic.parameters()), "lr": critic_learning_rate},
+            ],
+            eps=adam_eps,
+            device=torch.device(device),
+        )
+
+    def spec(self) -> dict[str, Any]:
+        """Plain values from which ``agent_from_spec`` builds the same agent."""
+        return dict(self._spec)
+
+    def q_values(self, observation: Tensor, action: Tensor) -> Tensor:
+        """Both critics: [B, O], [B, A] -> [2, B]."""
+        return self.critic(torch.cat((observation, action), dim=-1)).squeeze(-1)
+
+    @torch.no_grad()
+    def act(self, observation: Tensor, *, deterministic: bool) -> Action:
+        """[B, O] -> action, with Gaussian exploration noise unless deterministic; raw and log_prob are zeros."""
+        action = self.actor(observation)
+        if not deterministic:
+            action = (action + self.exploration_noise * torch.randn_like(action)).clamp(-1.0, 1.0)
+        return Action(action, torch.zeros_like(action), action.new_zeros(len(action)))
+
+    @torch.no_grad()
+    def target(self, batch: TensorDict) -> Tensor:
+        """y = r + gamma (1 - terminated) min_i Q'_i(s', clip(mu'(s') + e)), e clipped noise: algorithm 1. [B]"""
+        following = batch["next"]
+        observation = following["observation"]
+        noise = self.target_noise * torch.randn_like(batch["action"])
+        noise = noise.clamp(-self.target_noise_clip, self.target_noise_clip)
+        action = (self.target_actor(observation) + noise).clamp(-1.0, 1.0)
+        q = self.target_critic(torch.cat((observation, action), dim=-1)).squeeze(-1)
+        next_value = torch.minimum(q[0], q[1])
+        return td_target(following["reward"].squeeze(1), following["terminated"].squeeze(1), next_value, self.gamma)
+
+    def critic_loss(self, batch: TensorDict) -> tuple[Tensor, Tensor]:
+        """Squared error, averaged over the batch and summed over the critics, and Q [2, B] detached."""
+        target = self.target(batch)
+        q = self.q_values(batch["observation"], batch["action"])
+        return (q - target).square().mean(1).sum(), q.detach()
+
+    def actor_loss(self, batch: TensorDict) -> Tensor:
+        """-mean Q_1(s, mu(s)): algorithm 1. The observation is detached for the reason given in agents/sac.py."""
+        observation = batch["observation"].detach()
+        q = self.critic(torch.cat((observation, self.actor(observation)), dim=-1), frozen=True)
+        return -q[0].mean()
+
+    def update(self, batch: TensorDict, *, extra_loss: Tensor | None = None) -> dict[str, Tensor]:
+        """One step of the critics; in each ``policy_delay``-th update also of the actor and the targets.
+
+        Between these, ``loss_actor`` is that of the last step of the actor.
+        """
+        self.updates += 1
+        actor_turn = self.updates % self.policy_delay == 0
+        total, q = self.critic_loss(batch)
+        loss_critic = total.detach()
+        if actor_turn:
+            loss_actor = self.actor_loss(batch)
+            self._loss_actor = loss_actor.detach()
+            total = total + loss_actor
+        # Without a gradient (None, not zero) Adam leaves the actor and its moments alone.
+        self.optimizer.zero_grad(set_to_none=True)
+        (total if extra_loss is None else total + extra_loss).backward()
+        if self.gradient_hook is not None:
+            self.gradient_hook(self._trained)
+        grad_norm = clip_gradients(self._trained, self.max_grad_norm)
+        self.optimizer.step()
+        if actor_turn:
+            soft_update(self._target, self._trained, self.tau)
+        return {
+            "loss_actor": self._loss_actor,
+            "loss_critic": loss_critic,
+            "q_mean": q.mean(),
+            "q_spread": (q[0] - q[1]).abs().mean(),
+            "grad_norm": grad_norm,
+        }
+
+    def optimizer_state(self) -> dict[str, Any]:
+        return {"optimizer": self.optimizer.state_dict(), "updates": self.updates}
+
+    def load_optimizer_state(self, state: dict[str, Any]) -> None:
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.updates = int(state["updates"])

@@ -1,0 +1,220 @@
+"""The market as gymnasium environments: one account, or a batch that resets itself.
+
+Both are thin faces of the pure step; torch tensors stay inside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+from gymnasium import spaces
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
+from torch import Tensor
+
+from trade_agent.envs.episodes import Episodes, observation_size, observe, plan_episodes
+from trade_agent.envs.market import MarketState, auto_reset, reset, step
+from trade_agent.envs.rules import MarketRules, position_actions
+from trade_agent.envs.series import MarketSeries
+from trade_agent.errors import ConfigError
+
+Array = np.ndarray[Any, Any]
+
+
+class _Accounts:
+    """N accounts behind numpy arrays, and the spaces of one of them."""
+
+    def __init__(
+        self,
+        series: MarketSeries,
+        rules: MarketRules,
+        features: Tensor,
+        *,
+        episodes: Episodes,
+        window_bars: int,
+        positions: Sequence[float] | None,
+    ) -> None:
+        self.series, self.rules, self.episodes, self.window_bars = series, rules, episodes, window_bars
+        self.device = series.close.device
+        self.features = features.to(device=self.device, dtype=torch.float32)
+        self.positions = None if positions is None else position_actions(rules, positions).to(self.device)
+        self.state: MarketState | None = None
+        size = observation_size(rules, features, window_bars)
+        self.observation_space = spaces.Box(-np.inf, np.inf, shape=(size,), dtype=np.float32)
+
+    @property
+    def action_space(self) -> spaces.Space[Any]:
+        num_assets = self.series.num_assets
+        if self.positions is None:
+            return spaces.Box(-1.0, 1.0, shape=(num_assets,), dtype=np.float32)
+        if num_assets == 1:
+            return spaces.Discrete(len(self.positions))
+        return spaces.MultiDiscrete([len(self.positions)] * num_assets)
+
+    def start(self, rows: Array, done: Array | None = None) -> None:
+        """Start at ``rows`` [N], only where ``done`` [N] when that is given."""
+        start = torch.as_tensor(rows, dtype=torch.int64, device=self.device)
+        end = (start + self.episodes.length).clamp(max=self.episodes.last)
+        if done is None or self.state is None:
+            self.state = reset(self.series, self.rules, start, end)
+        else:
+            mask = torch.as_tensor(done, device=self.device)
+            self.state = auto_reset(self.series, self.rules, self.state, mask, start, end)
+
+    def observation(self) -> Array:
+        assert self.state is not None, "reset comes first"
+        return _numpy(observe(self.series, self.rules, self.features, self.state, self.window_bars))
+
+    def step(self, action: Array) -> tuple[Array, Array, Array, dict[str, Array]]:
+        """Reward, terminated, truncated and info, each [N]."""
+        assert self.state is not None, "reset comes first"
+        choice = torch.as_tensor(action, device=self.device).reshape(-1, self.series.num_assets)
+        if self.positions is not None:
+            choice = self.positions[choice]
+        self.state, result = step(self.series, self.rules, self.state, choice)
+        info = self.info()
+        info |= {name: _numpy(getattr(result, name)) for name in ("cost", "financing", "turnover")}
+        return _numpy(result.reward.to(torch.float64)), _numpy(result.terminated), _numpy(result.truncated), info
+
+    def info(self) -> dict[str, Array]:
+        """equity and cost in money, turnover as a fraction of equity, bar: the bar observed; all of the last step."""
+        assert self.state is not None
+        nothing = np.zeros(self.state.t.shape[0])
+        return {
+            "equity": _numpy(self.state.equity),
+            "bar": _numpy(self.state.t),
+            "cost": nothing,
+            "financing": nothing.copy(),
+            "turnover": nothing.copy(),
+        }
+
+    def draw(self, generator: np.random.Generator, count: int, options: dict[str, Any] | None) -> Array:
+        """Start rows [count]: ``options["start"]`` when given, else from ``generator``."""
+        given = (options or {}).get("start")
+        if given is None:
+            return self.episodes.first + generator.integers(self.episodes.num_starts, size=count)
+        rows = np.broadcast_to(np.asarray(given, dtype=np.int64), (count,)).copy()
+        if rows.min() < self.episodes.first or rows.max() >= self.episodes.last:
+            raise ConfigError(
+                f"options['start'] is {given}", f"start within {self.episodes.first}..{self.episodes.last - 1}"
+            )
+        return rows
+
+
+class MarketGymEnv(gymnasium.Env[Array, Any]):
+    """One account; arguments as in ``MarketEnv``.
+
+    ``reset(seed=...)`` seeds the start rows, ``reset(options={"start": row})`` picks one. A discrete action is an int
+    for one asset (Discrete) and A ints for several (MultiDiscrete).
+    """
+
+    metadata: dict[str, Any] = {"render_modes": []}  # noqa: RUF012 - the type that gymnasium declares
+
+    def __init__(
+        self,
+        *,
+        series: MarketSeries,
+        rules: MarketRules,
+        features: Tensor,
+        rows: range,
+        episode_bars: int | None = None,
+        random_starts: bool = True,
+        window_bars: int = 1,
+        positions: Sequence[float] | None = None,
+    ) -> None:
+        episodes = plan_episodes(
+            series,
+            features,
+            rows=rows,
+            episode_bars=episode_bars,
+            random_starts=random_starts,
+            window_bars=window_bars,
+        )
+        self._accounts = _Accounts(
+            series, rules, features, episodes=episodes, window_bars=window_bars, positions=positions
+        )
+        self.observation_space = self._accounts.observation_space
+        self.action_space = self._accounts.action_space
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Array, dict[str, Any]]:
+        super().reset(seed=seed)
+        self._accounts.start(self._accounts.draw(self.np_random, 1, options))
+        return self._accounts.observation()[0], _first(self._accounts.info())
+
+    def step(self, action: Any) -> tuple[Array, float, bool, bool, dict[str, Any]]:
+        reward, terminated, truncated, info = self._accounts.step(action)
+        observation = self._accounts.observation()[0]
+        return observation, float(reward[0]), bool(terminated[0]), bool(truncated[0]), _first(info)
+
+
+class MarketVectorEnv(VectorEnv[Array, Any, Array]):
+    """``num_envs`` accounts in one batch; arguments as in ``MarketEnv``.
+
+    An account that ends restarts in the same step: its last observation is in ``info["final_obs"]`` and its last info
+    in ``info["final_info"]``, with masks ``_final_obs`` and ``_final_info``. One generator, seeded by
+    ``reset(seed=...)``, draws the start rows of all accounts; ``options`` takes "start" and "reset_mask" [num_envs].
+    """
+
+    metadata: dict[str, Any] = {"render_modes": [], "autoreset_mode": AutoresetMode.SAME_STEP}  # noqa: RUF012
+
+    def __init__(
+        self,
+        *,
+        series: MarketSeries,
+        rules: MarketRules,
+        features: Tensor,
+        rows: range,
+        num_envs: int,
+        episode_bars: int | None = None,
+        random_starts: bool = True,
+        window_bars: int = 1,
+        positions: Sequence[float] | None = None,
+    ) -> None:
+        episodes = plan_episodes(
+            series,
+            features,
+            rows=rows,
+            episode_bars=episode_bars,
+            random_starts=random_starts,
+            window_bars=window_bars,
+        )
+        self._accounts = _Accounts(
+            series, rules, features, episodes=episodes, window_bars=window_bars, positions=positions
+        )
+        self.num_envs = num_envs
+        self.single_observation_space = self._accounts.observation_space
+        self.single_action_space = self._accounts.action_space
+        self.observation_space = batch_space(self.single_observation_space, num_envs)
+        self.action_space = batch_space(self.single_action_space, num_envs)
+
+    def reset(  # type: ignore[override]  # one generator serves the batch, so a seed is one number
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Array, dict[str, Any]]:
+        super().reset(seed=seed)
+        rows = self._accounts.draw(self.np_random, self.num_envs, options)
+        self._accounts.start(rows, (options or {}).get("reset_mask"))
+        return self._accounts.observation(), self._accounts.info()
+
+    def step(self, actions: Any) -> tuple[Array, Array, Array, Array, dict[str, Any]]:
+        reward, terminated, truncated, info = self._accounts.step(actions)
+        observation = self._accounts.observation()
+        done = terminated | truncated
+        if not done.any():
+            return observation, reward, terminated, truncated, dict(info)
+        final = {"final_obs": observation, "_final_obs": done, "final_info": info, "_final_info": done}
+        self._accounts.start(self._accounts.draw(self.np_random, self.num_envs, None), done)
+        fresh = self._accounts.info()
+        current = {name: np.where(done, fresh[name], values) for name, values in info.items()}
+        return self._accounts.observation(), reward, terminated, truncated, current | final
+
+
+def _numpy(values: Tensor) -> Array:
+    return values.cpu().numpy().copy()  # a view would let the caller write into the state
+
+
+def _first(info: dict[str, Array]) -> dict[str, Any]:
+    return {name: values[0].item() for name, values in info.items()}

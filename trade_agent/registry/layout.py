@@ -1,0 +1,148 @@
+"""Where things lie under ``models/``, and the few file-system operations the registry is built from."""
+
+import contextlib
+import errno
+import os
+import re
+import shutil
+import socket
+import stat
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+from trade_agent import safe_io
+from trade_agent.errors import RegistryError
+from trade_agent.registry.naming import METADATA_FILE, MODEL_TYPES, check_model_type
+from trade_agent.registry.versions import Version
+
+LAYOUT = 1
+CLAIM_FILE = re.compile(r"v(\d+\.\d+\.\d+)")
+
+
+class Layout:
+    """Paths of one registry. Creating it touches nothing; ``prepare`` makes the folders."""
+
+    def __init__(self, root: Path | str, *, durable: bool) -> None:
+        self.root = Path(root).absolute()
+        self.durable = durable
+        self.snapshot = self.root / "registry.json"
+        self.events = self.root / ".registry" / "events"
+        self.format = self.root / ".registry" / "format.json"
+        self.temp = self.root / "temp"
+
+    def folder(self, model_type: str, *, archived: bool = False) -> Path:
+        """Folder of a model type; RegistryError when it is a link that leads elsewhere."""
+        check_model_type(model_type)
+        path = self.root / "archived" / model_type if archived else self.root / model_type
+        if path.is_symlink() or (archived and path.parent.is_symlink()):
+            raise RegistryError(f"{path} is a symbolic link", "put the folder itself there")
+        return path
+
+    def claims(self, model_type: str) -> Path:
+        """Folder with one file for every number ever used by a type, and one for every run that registered."""
+        return self.folder(model_type) / ".claims"
+
+    def prepare(self) -> None:
+        """Make the folders, and on first use find out whether this disk can hold a registry."""
+        for path in (self.root, self.events, self.temp, self.root / "archived", self.root / "preprocessors"):
+            path.mkdir(parents=True, exist_ok=True)
+        for model_type in MODEL_TYPES:
+            self.claims(model_type).mkdir(parents=True, exist_ok=True)
+        if self.format.exists():
+            self.check_format()
+            return
+        with self.scratch() as folder:
+            (folder / "probe").touch()
+            (folder / "second").touch()
+            # Everything rests on this: a hard link appears whole, and only for one of two writers.
+            if not link_new(folder / "probe", folder / "name") or link_new(folder / "second", folder / "name"):
+                raise RegistryError(f"hard links on the disk of {self.root} are not exclusive", "use another disk")
+            if self.durable:
+                safe_io.sync_directory(self.root)
+        safe_io.write_json(self.format, {"layout": LAYOUT}, durable=self.durable)
+
+    def check_format(self) -> None:
+        """Refuse a folder that a later program laid out differently."""
+        if self.format.exists():
+            found = safe_io.read_json(self.format)
+            if not isinstance(found, dict) or found.get("layout") != LAYOUT:
+                raise RegistryError(
+                    f"{self.format} names the layout {found!r}, not {LAYOUT}", "use a newer trade_agent"
+                )
+
+    @contextlib.contextmanager
+    def scratch(self) -> Iterator[Path]:
+        """A private folder on the same file system, removed at the end (not after a kill: it is never visible)."""
+        path = self.temp / f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:12]}"
+        path.mkdir(parents=True)
+        try:
+            yield path
+        finally:
+            shutil.rmtree(path, ignore_errors=True)
+
+    def write_new(self, path: Path, data: bytes) -> None:
+        """Write a read-only file that does not exist yet."""
+        with open(path, "xb") as file:
+            file.write(data)
+            file.flush()
+            os.fchmod(file.fileno(), 0o444)
+            if self.durable:
+                os.fsync(file.fileno())
+
+    def sync(self, path: Path) -> None:
+        """Make the names in a folder durable, where durability is asked for."""
+        if self.durable:
+            safe_io.sync_directory(path)
+
+    def versions(self, model_type: str, *, archived: bool = False) -> list[Version]:
+        """Versions with a metadata file (a model or a tombstone) in a type's folder, ascending."""
+        matches = map(METADATA_FILE.fullmatch, names(self.folder(model_type, archived=archived)))
+        return sorted(Version.parse(match["version"]) for match in matches if match)
+
+    def claimed(self, model_type: str) -> list[Version]:
+        """Versions with a claim, ascending."""
+        matches = map(CLAIM_FILE.fullmatch, names(self.claims(model_type)))
+        return sorted(Version.parse(match[1]) for match in matches if match)
+
+
+def names(folder: Path) -> list[str]:
+    """Names in a folder, sorted; none where it does not exist."""
+    try:
+        return sorted(os.listdir(folder))
+    except FileNotFoundError:
+        return []
+
+
+def link_new(source: Path, target: Path) -> bool:
+    """Give ``source`` a second name that must not exist yet; False when somebody else was first.
+
+    What counts is which file bears the name, not what ``link`` said: a network file system can lose the reply to a
+    call that succeeded (open(2), "O_EXCL").
+    """
+    try:
+        os.link(source, target)
+        return True
+    except OSError as error:
+        try:
+            there = os.stat(target, follow_symlinks=False)
+        except FileNotFoundError:
+            raise error from None
+        own = os.stat(source)
+        if stat.S_ISREG(there.st_mode) and (there.st_dev, there.st_ino) == (own.st_dev, own.st_ino):
+            return True
+        if error.errno == errno.EEXIST:
+            return False
+        raise
+
+
+@contextlib.contextmanager
+def storage_errors(action: str) -> Iterator[None]:
+    """Turn a failing disk into one line."""
+    try:
+        yield
+    except OSError as error:
+        remedy = "check free space, quota and permissions"
+        if error.errno in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS):
+            remedy = "the registry needs a file system with hard links"
+        raise RegistryError(f"{action} failed: {error}", remedy) from error

@@ -1,0 +1,226 @@
+"""How a version comes into being, without a lock.
+
+1. Model, preprocessor and configuration are written in a private folder on the same disk.
+2. A number is claimed by linking a file to ``.claims/vX.Y.Z``: exactly one writer succeeds. The same claim is linked to
+   ``.claims/run-<id>``, so that a job that is started again finds what it already registered.
+3. The data files are linked to their final names.
+4. ``metadata_vX.Y.Z.json`` is linked: this is the commit. Before it no reader sees anything, after it everything.
+
+Readers go by metadata alone. A writer that dies leaves a claim and perhaps data files that nothing refers to. Somebody
+who must not wait for such a writer ends its attempt by linking a tombstone at the commit path: if the writer still
+lives, its own commit fails there. So every number has exactly one outcome, a model or a tombstone.
+"""
+
+import os
+import re
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trade_agent import safe_io
+from trade_agent.errors import RegistryError
+from trade_agent.registry.layout import Layout, link_new, names
+from trade_agent.registry.metadata import ModelMetadata
+from trade_agent.registry.naming import file_names, metadata_file
+from trade_agent.registry.snapshot import read_metadata
+from trade_agent.registry.versions import NextVersion, Version, next_version
+
+RUN_WAIT_SECONDS = 5.0
+POLL_SECONDS = 0.02
+TOMBSTONE = safe_io.canonical_json({"state": "abandoned"})
+RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.=,+-]{0,127}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Draft:
+    """A model without its number. ``describe`` makes the metadata once the number is known.
+
+    ``files`` maps the roles model, preprocessor and config to their bytes.
+    """
+
+    model_type: str
+    run_id: str
+    contract_hash: str
+    recipe_hash: str
+    at_least: str | None
+    files: dict[str, bytes]
+    describe: Callable[[NextVersion], ModelMetadata]
+
+
+def publish(layout: Layout, draft: Draft) -> ModelMetadata:
+    """Register a draft, or return what its run has registered before.
+
+    Raises:
+        RegistryError: the asked bump is too low, or another process gave this attempt up (it can simply be repeated).
+        OSError: the disk failed; nothing became visible.
+    """
+    if not RUN_ID.fullmatch(draft.run_id):
+        raise RegistryError(f"the run id {draft.run_id!r} cannot be a file name", "use letters, digits, '_', '.', '-'")
+    earlier, _ = registered_run(layout, draft.model_type, draft.run_id)
+    if earlier is not None:
+        return earlier
+    with layout.scratch() as scratch:
+        for role, data in draft.files.items():
+            layout.write_new(scratch / role, data)
+        following = _claim_number(layout, draft, scratch)
+        earlier = _claim_run(layout, draft, scratch / f"claim-{following.version}")
+        if earlier is not None:
+            return earlier
+        layout.sync(layout.claims(draft.model_type))
+        metadata = draft.describe(following)
+        if _commit(layout, draft, metadata, scratch):
+            return metadata
+    earlier, _ = registered_run(layout, draft.model_type, draft.run_id)
+    if earlier is not None:
+        return earlier
+    raise RegistryError(
+        f"registration of {draft.model_type} {following.version} was fenced: another process declared it abandoned",
+        "register again",
+    )
+
+
+def _claim_number(layout: Layout, draft: Draft, scratch: Path) -> NextVersion:
+    """Claim the next free number; a lost race starts anew, because the winner may have the same contract."""
+    claims = layout.claims(draft.model_type)
+    while True:
+        taken = {*layout.claimed(draft.model_type), *layout.versions(draft.model_type)}
+        taken.update(layout.versions(draft.model_type, archived=True))
+        following = next_version(
+            taken,
+            lambda version: line_hashes(layout, draft.model_type, version),
+            contract_hash=draft.contract_hash,
+            recipe_hash=draft.recipe_hash,
+            at_least=draft.at_least,
+        )
+        claim = {
+            "version": str(following.version),
+            "contract_hash": draft.contract_hash,
+            "recipe_hash": draft.recipe_hash,
+            "run_id": draft.run_id,
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+        }
+        path = scratch / f"claim-{following.version}"
+        layout.write_new(path, safe_io.canonical_json(claim))
+        if link_new(path, claims / f"v{following.version}"):
+            return following
+
+
+def read_claim(path: Path) -> dict[str, Any]:
+    """Read a claim; RegistryError when it is damaged."""
+    claim = safe_io.read_json(path)
+    expected = {"version": str, "contract_hash": str, "recipe_hash": str, "run_id": str, "host": str, "pid": int}
+    if not isinstance(claim, dict) or {key: type(value) for key, value in claim.items()} != expected:
+        raise RegistryError(f"{path} is not a claim", "restore it from a backup")
+    return claim
+
+
+def line_hashes(layout: Layout, model_type: str, version: Version) -> tuple[str, str] | None:
+    """Contract and recipe hash of a used number, from its claim or else its metadata; None where both are damaged."""
+    try:
+        claim = read_claim(layout.claims(model_type) / f"v{version}")
+        return claim["contract_hash"], claim["recipe_hash"]
+    except RegistryError:
+        metadata = find_metadata(layout, model_type, version)
+        return (metadata.contract_hash, metadata.recipe_hash) if metadata else None
+
+
+def find_metadata(layout: Layout, model_type: str, version: Version) -> ModelMetadata | None:
+    """Metadata of an active or archived version; None where there is none that can be read."""
+    for archived in (False, True):
+        try:
+            metadata, _ = read_metadata(layout, model_type, version, archived=archived)
+        except RegistryError:
+            continue
+        if metadata is not None:
+            return metadata
+    return None
+
+
+def _commit(layout: Layout, draft: Draft, metadata: ModelMetadata, scratch: Path) -> bool:
+    folder = layout.folder(draft.model_type)
+    final = file_names(metadata.model_id, metadata.version)
+    for role in draft.files:
+        if not link_new(scratch / role, folder / final[role]):
+            raise RegistryError(f"{folder / final[role]} exists, although its number was free", "move it away")
+    layout.write_new(scratch / "metadata", metadata.to_json())
+    layout.sync(folder)
+    committed = link_new(scratch / "metadata", folder / metadata_file(metadata.version))
+    layout.sync(folder)
+    return committed
+
+
+# ---------------------------------------------------------------- one version per run
+
+
+def _run_file(run_id: str, attempt: int) -> str:
+    return f"run-{run_id}" if attempt == 1 else f"run-{run_id}~{attempt}"
+
+
+def _claim_run(layout: Layout, draft: Draft, claim: Path) -> ModelMetadata | None:
+    """Enter the run as registered by this claim; the metadata of another process that did so before."""
+    while True:
+        earlier, attempt = registered_run(layout, draft.model_type, draft.run_id)
+        if earlier is not None:
+            return earlier
+        if link_new(claim, layout.claims(draft.model_type) / _run_file(draft.run_id, attempt)):
+            return None
+
+
+def registered_run(layout: Layout, model_type: str, run_id: str) -> tuple[ModelMetadata | None, int]:
+    """The model that a run registered, or None and the number of the next attempt.
+
+    An attempt that is under way is waited for; one whose process is gone, or takes too long, is ended by a tombstone.
+    """
+    claims = layout.claims(model_type)
+    attempt = 1
+    while (claims / _run_file(run_id, attempt)).exists():
+        claim = read_claim(claims / _run_file(run_id, attempt))
+        metadata = _outcome(layout, model_type, Version.parse(claim["version"]), claim)
+        if metadata is not None:
+            return metadata, attempt
+        attempt += 1
+    return None, attempt
+
+
+def _outcome(layout: Layout, model_type: str, version: Version, claim: dict[str, Any]) -> ModelMetadata | None:
+    deadline = time.monotonic() + RUN_WAIT_SECONDS
+    while True:
+        for archived in (False, True):
+            if (layout.folder(model_type, archived=archived) / metadata_file(version)).exists():
+                metadata: ModelMetadata | None = read_metadata(layout, model_type, version, archived=archived)[0]
+                return metadata
+        if not _alive(claim) or time.monotonic() > deadline:
+            fence(layout, model_type, version)
+        else:
+            time.sleep(POLL_SECONDS)
+
+
+def _alive(claim: dict[str, Any]) -> bool:
+    """False only when the claiming process is known to be gone; on another host nobody knows."""
+    if claim["host"] != socket.gethostname():
+        return True
+    try:
+        os.kill(claim["pid"], 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        pass
+    return True
+
+
+def fence(layout: Layout, model_type: str, version: Version) -> bool:
+    """Commit a tombstone for a number whose writer is not waited for any more; False when it was decided before."""
+    with layout.scratch() as scratch:
+        layout.write_new(scratch / "tombstone", TOMBSTONE)
+        fenced = link_new(scratch / "tombstone", layout.folder(model_type) / metadata_file(version))
+    layout.sync(layout.folder(model_type))
+    return fenced
+
+
+def run_claims(layout: Layout, model_type: str) -> list[str]:
+    """File names of all run entries of a type."""
+    return [name for name in names(layout.claims(model_type)) if name.startswith("run-")]

@@ -1,0 +1,429 @@
+"""The model registry: register, find, load and name model versions in a folder of plain files."""
+
+import datetime
+import json
+import logging
+import os
+import posixpath
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from trade_agent import safe_io
+from trade_agent.errors import RegistryError
+from trade_agent.evaluation.grading import PerformanceGrade
+from trade_agent.registry import resolve as references
+from trade_agent.registry.environment import describe_environment
+from trade_agent.registry.layout import Layout, link_new, storage_errors
+from trade_agent.registry.metadata import (
+    Bump,
+    DataInfo,
+    FileInfo,
+    ModelMetadata,
+    Objective,
+    Parent,
+    PreprocessorInfo,
+    check_config,
+    finite,
+    plain_hash,
+)
+from trade_agent.registry.naming import METADATA_FILE, MODEL_ID, check_model_type, file_names, metadata_file, model_id
+from trade_agent.registry.publish import Draft, find_metadata, publish
+from trade_agent.registry.snapshot import (
+    ARCHIVED,
+    ModelRecord,
+    View,
+    event_numbers,
+    read_metadata,
+    read_view,
+    refresh,
+)
+from trade_agent.registry.versions import NextVersion, Version, differing_keys
+
+log = logging.getLogger(__name__)
+CHECKPOINT_SCHEMA = 1
+DURABILITIES = ("full", "relaxed")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LoadedModel:
+    """A model whose every byte was checked. ``state`` is on the CPU; ``preprocessor_state`` goes to ``from_state``."""
+
+    metadata: ModelMetadata
+    state: dict[Any, Any]
+    config: dict[str, Any]
+    preprocessor_state: dict[Any, Any]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LineageLink:
+    """``child`` was built on ``parent``, which plays ``role`` in it; ``depth`` is 1 for a direct relation."""
+
+    child: str
+    parent: str
+    role: str
+    depth: int
+
+
+class ModelRegistry:
+    """Models under ``root``. Several processes, also on several hosts, may use one root at once.
+
+    ``durability`` full waits for the disk before a registration is reported, relaxed leaves that to the system.
+    """
+
+    def __init__(self, root: Path | str, durability: str = "full") -> None:
+        if durability not in DURABILITIES:
+            raise RegistryError(f"durability {durability!r} is unknown", f"use one of {', '.join(DURABILITIES)}")
+        self.layout = Layout(root, durable=durability == "full")
+        self.layout.check_format()
+
+    @property
+    def root(self) -> Path:
+        """The registry's folder, absolute."""
+        return self.layout.root
+
+    # ------------------------------------------------------------ writing
+
+    def register(
+        self,
+        *,
+        model_type: str,
+        state: Mapping[Any, Any],
+        preprocessor: bytes,
+        config: Mapping[str, Any],
+        grade: PerformanceGrade | str,
+        grade_decision: Mapping[str, Any],
+        metric_token: tuple[str, float],
+        objective: Objective,
+        metrics: Mapping[str, Any],
+        baselines: Mapping[str, Any],
+        parents: Sequence[Parent],
+        preprocessor_info: PreprocessorInfo,
+        data: DataInfo,
+        contract: Mapping[str, Any],
+        recipe: Mapping[str, Any],
+        seed: int,
+        run_id: str,
+        trainer_profile: str,
+        environment: Mapping[str, str] | None = None,
+        command: str = "",
+        bump: str | None = None,
+        tags: Sequence[str] = (),
+        notes: str = "",
+    ) -> ModelMetadata:
+        """Store a trained model as a new immutable version and return its metadata.
+
+        Args:
+            state: tensors and plain values, see ``safe_io.dump_tensors``.
+            preprocessor: what ``safe_io.dump_arrays`` made of the fitted pipeline's state.
+            config: the resolved configuration, plain values.
+            grade_decision: how the grade came about (inputs, policy, caps).
+            metric_token: name and value shown in the id, for example ("sharpe", 0.42).
+            objective: the validation objective, which ``@best`` compares.
+            metrics: test metrics; numbers that are not finite are stored as None. ``baselines`` likewise.
+            parents: models this one was built on, from ``pin``; they must still be what they were.
+            contract: what a consumer must know to use the model (features, window, action space, outputs ...). The
+                layout of ``state``, the preprocessor's contract and the parents' majors are added to it.
+            recipe: what else decides about the result (hyper-parameters, code version), without the seed. Data, parents
+                and the fitted preprocessor are added to it.
+            run_id: names the run; registering the same type again under it returns the first version. A run that
+                registers several models of one type adds a suffix.
+            environment: from ``describe_environment`` at the start of the run; taken now where None.
+            bump: least change of version: patch, minor or major. Lower than the computed one is refused.
+
+        Raises:
+            RegistryError: something above does not hold, or the disk fails; then nothing becomes visible.
+        """
+        check_model_type(model_type)
+        check_config(dict(config), name="the configuration")
+        safe_io.load_arrays(preprocessor, name="the preprocessor")
+        grade = _grade(grade)
+        try:
+            model = safe_io.dump_tensors(dict(state))
+            files = {"model": model, "preprocessor": preprocessor, "config": safe_io.canonical_json(dict(config))}
+            full_contract: dict[str, Any] = dict(contract) | {
+                "checkpoint_schema": CHECKPOINT_SCHEMA,
+                "state_layout": safe_io.layout_sha256(dict(state)),
+                "preprocessor_contract": preprocessor_info.contract_hash,
+                "parents": sorted(_generation(parent) for parent in parents),
+            }
+            full_recipe = dict(recipe) | {
+                "data": finite(plain_fields(data)),
+                "preprocessor": preprocessor_info.content_hash,
+                "parents": sorted(f"{parent.role}:{parent.id}:{parent.weights_sha256}" for parent in parents),
+            }
+            full_contract, full_recipe = json.loads(safe_io.canonical_json([full_contract, full_recipe]))
+            contract_hash, recipe_hash = plain_hash(full_contract), plain_hash(full_recipe)
+        except ValueError as error:
+            raise RegistryError(f"{model_type} cannot be stored: {error}", "pass plain values and tensors") from error
+        for parent in parents:
+            self._check_parent(parent)
+        draft_metadata = ModelMetadata(
+            model_id="",
+            model_type=model_type,
+            version="",
+            grade=grade.value,
+            grade_decision=finite(dict(grade_decision)),
+            objective=replace(objective, value=finite(objective.value)),
+            metrics=finite(dict(metrics)),
+            baselines=finite(dict(baselines)),
+            parents=list(parents),
+            preprocessor=preprocessor_info,
+            data=data,
+            contract=full_contract,
+            contract_hash=contract_hash,
+            recipe=full_recipe,
+            recipe_hash=recipe_hash,
+            config_hash=safe_io.sha256_bytes(files["config"]),
+            seed=seed,
+            run_id=run_id,
+            trainer_profile=trainer_profile,
+            files={},
+            weights_sha256=safe_io.weights_sha256(dict(state)),
+            created="",
+            environment=dict(environment or describe_environment()),
+            command=command,
+            bump=Bump(level="", reason="", compared_with=None, differing_keys=[]),
+            tags=list(tags),
+            notes=notes,
+        )
+
+        def describe(following: NextVersion) -> ModelMetadata:
+            identifier = model_id(model_type, following.version, grade, metric_token)
+            names = file_names(identifier, following.version)
+            metadata = replace(
+                draft_metadata,
+                model_id=identifier,
+                version=str(following.version),
+                files={names[role]: _file_info(content) for role, content in files.items()},
+                created=datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds"),
+                bump=self._bump(draft_metadata, following),
+            )
+            # Read back, so that the caller gets what later readers get, and a wrong type shows now.
+            return ModelMetadata.from_json(metadata.to_json(), name=f"the metadata of {identifier}")
+
+        # Whatever is wrong with the draft shows here, before a number is used up.
+        describe(NextVersion(Version(1, 0, 0), "major", "", None))
+        with storage_errors(f"registering a {model_type} model in {self.root}"):
+            self.layout.prepare()
+            metadata = publish(
+                self.layout,
+                Draft(
+                    model_type=model_type,
+                    run_id=run_id,
+                    contract_hash=contract_hash,
+                    recipe_hash=recipe_hash,
+                    at_least=bump,
+                    files=files,
+                    describe=describe,
+                ),
+            )
+        try:
+            refresh(self.layout)
+        except OSError as error:  # the model is registered; readers do without the snapshot
+            log.warning("registry.json could not be refreshed: %s", error)
+        return metadata
+
+    def set_alias(self, reference: str, alias: str) -> None:
+        """Let ``type@alias`` mean the model ``reference``, for example ``sac@champion``; moves an alias that exists."""
+        if not references.ALIAS.fullmatch(alias) or alias in references.RESERVED_ALIASES:
+            raise RegistryError(f"{alias!r} cannot be an alias", "use a-z, 0-9, '_', '-'; not 'latest' or 'best'")
+        record = self._record(reference, include_archived=False)
+        event = {
+            "type": "alias",
+            "model_type": record.type,
+            "alias": alias,
+            "model_id": record.id,
+            "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds"),
+        }
+        with storage_errors(f"setting the alias {alias}"):
+            self.layout.prepare()
+            with self.layout.scratch() as scratch:
+                self.layout.write_new(scratch / "event", safe_io.canonical_json(event))
+                number = max(event_numbers(self.layout), default=0) + 1
+                while not link_new(scratch / "event", self.layout.events / f"{number:08d}.json"):
+                    number += 1
+                self.layout.sync(self.layout.events)
+            refresh(self.layout)
+
+    def rebuild(self) -> None:
+        """Write ``registry.json`` from metadata and events alone."""
+        with storage_errors("rebuilding registry.json"):
+            self.layout.prepare()
+            refresh(self.layout, rebuild=True)
+
+    # ------------------------------------------------------------ reading
+
+    def resolve(self, reference: str, *, include_archived: bool = False) -> str:
+        """Return the full id that ``reference`` means, see ``registry.resolve``; a path of a file in it works too."""
+        return self._record(reference, include_archived=include_archived).id
+
+    def get(self, reference: str, *, include_archived: bool = False) -> ModelMetadata:
+        """Return the metadata of the model that ``reference`` means."""
+        return self._metadata(self._record(reference, include_archived=include_archived))
+
+    def list(self, model_type: str | None = None, *, include_archived: bool = False) -> tuple[ModelRecord, ...]:
+        """Lean records of all models, by type and ascending version."""
+        if model_type is not None:
+            check_model_type(model_type)
+        chosen = [
+            record
+            for record in self.view().records.values()
+            if (model_type is None or record.type == model_type) and (include_archived or record.state != ARCHIVED)
+        ]
+        return tuple(sorted(chosen, key=lambda record: (record.type, record.number)))
+
+    def find(
+        self, model_type: str, predicate: Callable[[ModelMetadata], bool], *, include_archived: bool = False
+    ) -> tuple[ModelMetadata, ...]:
+        """Metadata of the models of a type that ``predicate`` accepts, newest version first."""
+        records = reversed(self.list(model_type, include_archived=include_archived))
+        return tuple(metadata for metadata in map(self._metadata, records) if predicate(metadata))
+
+    def pin(self, reference: str, *, role: str) -> Parent:
+        """Describe a model as a parent, with the digests that a child stores."""
+        record = self._record(reference, include_archived=False)
+        return Parent(
+            role=role,
+            id=record.id,
+            version=record.version,
+            metadata_sha256=record.metadata_sha256,
+            weights_sha256=record.weights_sha256,
+        )
+
+    def load(self, reference: str, *, include_archived: bool = False) -> LoadedModel:
+        """Load a model. Each file is read once, its digest compared, and those very bytes are loaded.
+
+        Raises:
+            RegistryError: the reference is unknown, or a file is missing or altered; names file and both digests.
+            UnsafeFileError: a file holds more than data.
+        """
+        record = self._record(reference, include_archived=include_archived)
+        metadata = self._metadata(record)
+        folder = self.root / posixpath.dirname(record.file)
+        names = file_names(metadata.model_id, metadata.version)
+        if metadata.files.keys() != set(names.values()):
+            raise RegistryError(f"the metadata of {record.id} names the files {sorted(metadata.files)}")
+        content = {role: read_checked(folder / name, metadata.files[name]) for role, name in names.items()}
+        config = safe_io.parse_json(content["config"], name=str(folder / names["config"]))
+        check_config(config, name=str(folder / names["config"]))
+        state = safe_io.load_tensors(content["model"], name=str(folder / names["model"]))
+        if safe_io.weights_sha256(state) != metadata.weights_sha256:
+            raise RegistryError(f"the weights of {record.id} are not those in its metadata", "restore it from a backup")
+        preprocessor = safe_io.load_arrays(content["preprocessor"], name=str(folder / names["preprocessor"]))
+        return LoadedModel(metadata=metadata, state=state, config=config, preprocessor_state=preprocessor)
+
+    def lineage(self, reference: str) -> dict[str, tuple[LineageLink, ...]]:
+        """What a model was built on (``up``) and what was built on it (``down``), nearest first, archived included."""
+        start = self._record(reference, include_archived=True).id
+        records = self.view().records
+        links: dict[str, list[tuple[str, str, str]]] = {"up": [], "down": []}
+        for record in records.values():
+            if record.parents:
+                for parent in self._metadata(record).parents:
+                    links["up"].append((record.id, parent.id, parent.role))
+                    links["down"].append((parent.id, record.id, parent.role))
+        return {way: _walk(start, edges, down=way == "down") for way, edges in links.items()}
+
+    def view(self) -> View:
+        """All records, aliases and tombstones as they are now."""
+        self.layout.check_format()
+        with storage_errors(f"reading {self.root}"):
+            return read_view(self.layout)
+
+    # ------------------------------------------------------------ inside
+
+    def _record(self, reference: str, *, include_archived: bool) -> ModelRecord:
+        return references.resolve(self.view(), self._without_path(reference), include_archived=include_archived)
+
+    def _without_path(self, reference: str) -> str:
+        """Turn the path of a model or metadata file into an id; only the spelling is used, no file is touched."""
+        if "/" not in reference and not reference.endswith((".pth", ".json")):
+            return reference
+        for base in (Path.cwd(), self.root):
+            path = Path(os.path.normpath(base / reference))
+            if path.parent.parent not in (self.root, self.root / "archived"):
+                continue
+            if path.suffix == ".pth" and MODEL_ID.fullmatch(path.stem):
+                return path.stem
+            if METADATA_FILE.fullmatch(path.name):
+                return f"{path.parent.name}_{path.stem.removeprefix('metadata_')}"
+        raise RegistryError(f"{reference} is not a model file inside {self.root}", "give an id, or a .pth file in it")
+
+    def _metadata(self, record: ModelRecord) -> ModelMetadata:
+        archived = record.state == ARCHIVED
+        metadata, data = read_metadata(self.layout, record.type, record.number, archived=archived)
+        path = self.layout.folder(record.type, archived=archived) / metadata_file(record.version)
+        if safe_io.sha256_bytes(data) != record.metadata_sha256 or metadata is None:
+            raise RegistryError(
+                f"{path} was altered: sha256 {safe_io.sha256_bytes(data)}, recorded {record.metadata_sha256}",
+                "restore it from a backup; trade-agent registry verify shows more",
+            )
+        checked: ModelMetadata = metadata
+        return checked
+
+    def _check_parent(self, parent: Parent) -> None:
+        record = self._record(parent.id, include_archived=False)
+        self._metadata(record)
+        if (record.metadata_sha256, record.weights_sha256) != (parent.metadata_sha256, parent.weights_sha256):
+            raise RegistryError(f"the parent {parent.id} is not what was pinned", "pin it again and train on it")
+
+    def _bump(self, draft: ModelMetadata, following: NextVersion) -> Bump:
+        compared = following.compared_with
+        old = find_metadata(self.layout, draft.model_type, compared) if compared else None
+        keys: Sequence[str] = []
+        if old is not None:
+            before = {"contract": old.contract, "recipe": old.recipe}
+            keys = differing_keys(before, {"contract": draft.contract, "recipe": draft.recipe})
+        return Bump(
+            level=following.level,
+            reason=following.reason,
+            compared_with=str(compared) if compared else None,
+            differing_keys=[*keys],
+        )
+
+
+def plain_fields(data: DataInfo) -> dict[str, Any]:
+    """The fields of ``data`` as plain values."""
+    return {"fingerprint": data.fingerprint, "symbols": data.symbols, "source": data.source, "splits": data.splits}
+
+
+def read_checked(path: Path, expected: FileInfo) -> bytes:
+    """Read a file once and return its bytes when their digest is the expected one, else raise RegistryError."""
+    data = safe_io.read_bytes(path)
+    digest = safe_io.sha256_bytes(data)
+    if digest != expected.sha256:
+        found = f"sha256 {digest} ({len(data)} bytes), recorded {expected.sha256} ({expected.size} bytes)"
+        raise RegistryError(f"{path} was altered: {found}", "restore it from a backup")
+    return data
+
+
+def _file_info(content: bytes) -> FileInfo:
+    return FileInfo(sha256=safe_io.sha256_bytes(content), size=len(content))
+
+
+def _grade(grade: PerformanceGrade | str) -> PerformanceGrade:
+    try:
+        return PerformanceGrade(grade)
+    except ValueError as error:
+        known = ", ".join(each.value for each in PerformanceGrade)
+        raise RegistryError(f"{grade!r} is not a grade", f"use one of {known}") from error
+
+
+def _generation(parent: Parent) -> str:
+    """A parent as a child's consumer sees it: another major has another contract."""
+    return f"{parent.role}:{parent.id.split('_v')[0]}@{Version.parse(parent.version).major}"
+
+
+def _walk(start: str, edges: Sequence[tuple[str, str, str]], *, down: bool) -> tuple[LineageLink, ...]:
+    found, frontier, seen, depth = [], {start}, {start}, 0
+    while frontier:
+        depth += 1
+        step = sorted(edge for edge in edges if edge[0] in frontier)
+        for source, target, role in step:
+            child, parent = (target, source) if down else (source, target)
+            found.append(LineageLink(child=child, parent=parent, role=role, depth=depth))
+        frontier = {target for _, target, _ in step} - seen
+        seen |= frontier
+    return tuple(found)

@@ -1,0 +1,252 @@
+"""Check a whole registry: is everything there, unchanged, and consistent?"""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from trade_agent import safe_io
+from trade_agent.errors import RegistryError
+from trade_agent.registry.layout import Layout, names
+from trade_agent.registry.metadata import ModelMetadata, check_config
+from trade_agent.registry.naming import METADATA_FILE, MODEL_TYPES, file_names, metadata_file
+from trade_agent.registry.publish import read_claim, run_claims
+from trade_agent.registry.snapshot import ARCHIVED, View, event_numbers, read_event, read_metadata, read_view
+from trade_agent.registry.versions import Version
+
+ERROR, NOTE = "error", "note"
+_DATA_FILE = re.compile(r".+_v(\d+\.\d+\.\d+)_grade_.+\.pth|(?:preprocessor|config)_v(\d+\.\d+\.\d+)\.(?:pkl|json)")
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """``severity`` error: a model or record is wrong or missing. note: a left-over without consequence."""
+
+    severity: str
+    kind: str
+    path: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Model:
+    metadata: ModelMetadata
+    metadata_sha256: str
+
+
+class _Check:
+    """Collects findings; ``damaged`` are the ids of models with an error."""
+
+    def __init__(self, root: Path, *, deep: bool) -> None:
+        self.layout = Layout(root, durable=False)
+        self.deep = deep
+        self.findings: list[Finding] = []
+        self.models: dict[str, _Model] = {}
+        self.damaged: set[str] = set()
+
+    def add(self, severity: str, kind: str, path: Path, message: str) -> None:
+        try:
+            shown = path.relative_to(self.layout.root)
+        except ValueError:
+            shown = path
+        self.findings.append(Finding(severity, kind, str(shown), message))
+
+
+def verify(root: Path | str, *, deep: bool = False) -> list[Finding]:
+    """Return what is wrong under ``root``; an empty list, or one of notes only, means that all is well.
+
+    Checks every digest and size, missing and unknown files, names against content, claims against metadata, parents
+    recursively, events without gaps, aliases, and ``registry.json`` against what metadata and events say. ``deep`` also
+    loads every file through the gate and recomputes the weights' digest. Nothing is changed.
+    """
+    check = _Check(Path(root), deep=deep)
+    try:
+        check.layout.check_format()
+    except RegistryError as error:
+        check.add(ERROR, "format", check.layout.format, str(error))
+    for model_type in MODEL_TYPES:
+        for archived in (False, True):
+            try:
+                _check_folder(check, model_type, archived)
+            except (RegistryError, OSError) as error:
+                check.add(ERROR, "folder", check.layout.root / model_type, str(error))
+        _check_claims(check, model_type)
+    _check_parents(check)
+    _check_events(check)
+    _check_snapshot(check)
+    for name in names(check.layout.temp):
+        check.add(NOTE, "temporary", check.layout.temp / name, "left by a writer that died, or still at work")
+    return check.findings
+
+
+def is_clean(findings: list[Finding]) -> bool:
+    """Whether there is no error among the findings."""
+    return all(finding.severity != ERROR for finding in findings)
+
+
+def _check_folder(check: _Check, model_type: str, archived: bool) -> None:
+    folder = check.layout.folder(model_type, archived=archived)
+    expected = {".claims"}
+    for version in check.layout.versions(model_type, archived=archived):
+        path = folder / metadata_file(version)
+        expected.add(path.name)
+        try:
+            metadata, data = read_metadata(check.layout, model_type, version, archived=archived)
+        except RegistryError as error:
+            check.add(ERROR, "metadata", path, str(error))
+            expected.update(name for name in names(folder) if _version_of(name) == version)
+            continue
+        if metadata is None:
+            expected.update(name for name in names(folder) if _version_of(name) == version)
+            continue
+        check.models[metadata.model_id] = _Model(metadata, safe_io.sha256_bytes(data))
+        expected.update(metadata.files)
+        _check_files(check, metadata, folder)
+    claimed = set(check.layout.claimed(model_type))
+    for name in names(folder):
+        if name in expected:
+            continue
+        version_found = _version_of(name)
+        if not archived and version_found in claimed and not (folder / metadata_file(version_found)).exists():
+            check.add(NOTE, "unfinished", folder / name, "belongs to a registration that was not completed")
+        else:
+            check.add(ERROR, "unknown", folder / name, "no model has this file")
+
+
+def _version_of(name: str) -> Version | None:
+    match = _DATA_FILE.fullmatch(name) or METADATA_FILE.fullmatch(name)
+    return Version.parse(next(filter(None, match.groups()))) if match else None
+
+
+def _check_files(check: _Check, metadata: ModelMetadata, folder: Path) -> None:
+    roles = {name: role for role, name in file_names(metadata.model_id, metadata.version).items()}
+    if roles.keys() != metadata.files.keys():
+        check.damaged.add(metadata.model_id)
+        check.add(ERROR, "metadata", folder / metadata_file(metadata.version), f"names {sorted(metadata.files)}")
+    for name, expected in metadata.files.items():
+        path = folder / Path(name).name
+        try:
+            data = safe_io.read_bytes(path)
+            digest = safe_io.sha256_bytes(data)
+            if digest != expected.sha256:
+                raise RegistryError(
+                    f"altered: sha256 {digest} ({len(data)} bytes), recorded {expected.sha256} ({expected.size} bytes)"
+                )
+            if check.deep:
+                _check_content(metadata, roles.get(name, ""), data, name)
+        except RegistryError as error:
+            check.damaged.add(metadata.model_id)
+            check.add(ERROR, "file", path, f"{metadata.model_id}: {error}")
+
+
+def _check_content(metadata: ModelMetadata, role: str, data: bytes, name: str) -> None:
+    if role == "model":
+        found = safe_io.weights_sha256(safe_io.load_tensors(data, name=name))
+        if found != metadata.weights_sha256:
+            raise RegistryError(f"weights {found}, recorded {metadata.weights_sha256}")
+    elif role == "preprocessor":
+        safe_io.load_arrays(data, name=name)
+    elif role == "config":
+        check_config(safe_io.parse_json(data, name=name), name=name)
+
+
+def _check_claims(check: _Check, model_type: str) -> None:
+    claims = check.layout.claims(model_type)
+    claimed = set(check.layout.claimed(model_type))
+    settled = set()
+    for archived in (False, True):
+        settled.update(check.layout.versions(model_type, archived=archived))
+    for version in sorted(settled - claimed):
+        check.add(ERROR, "claim", claims / f"v{version}", "missing: the number is in use without a claim")
+    for version in sorted(claimed - settled):
+        reason = f"no {metadata_file(version)}: a registration that is under way or was not completed"
+        check.add(NOTE, "unfinished", claims / f"v{version}", reason)
+    models = {m.metadata.version: m.metadata for m in check.models.values() if m.metadata.model_type == model_type}
+    for name in [*(f"v{version}" for version in sorted(claimed)), *run_claims(check.layout, model_type)]:
+        try:
+            claim = read_claim(claims / name)
+        except RegistryError as error:
+            check.add(ERROR, "claim", claims / name, str(error))
+            continue
+        metadata = models.get(claim["version"])
+        promised = (claim["contract_hash"], claim["recipe_hash"], claim["run_id"])
+        if metadata and promised != (metadata.contract_hash, metadata.recipe_hash, metadata.run_id):
+            check.add(ERROR, "claim", claims / name, f"does not fit {metadata.model_id}")
+        named = f"v{claim['version']}" if name.startswith("v") else f"run-{claim['run_id']}"
+        if name != named and not re.fullmatch(re.escape(named) + r"~\d+", name):
+            check.add(ERROR, "claim", claims / name, f"was made for {named}")
+    known = {f"v{version}" for version in claimed} | set(run_claims(check.layout, model_type))
+    for name in names(claims):
+        if name not in known:
+            check.add(ERROR, "unknown", claims / name, "is not a claim")
+
+
+def _check_parents(check: _Check) -> None:
+    """Compare the pinned digests; then a model is tainted when one of its ancestors has an error."""
+    for identifier, model in check.models.items():
+        path = check.layout.root / model.metadata.model_type / metadata_file(model.metadata.version)
+        for parent in model.metadata.parents:
+            known = check.models.get(parent.id)
+            if known is None:
+                check.damaged.add(identifier)
+                check.add(ERROR, "parent", path, f"{identifier}: its {parent.role} {parent.id} is missing")
+            elif (parent.metadata_sha256, parent.weights_sha256) != (
+                known.metadata_sha256,
+                known.metadata.weights_sha256,
+            ):
+                check.damaged.add(identifier)
+                check.add(ERROR, "parent", path, f"{identifier}: its {parent.role} {parent.id} was altered")
+    remaining = dict(check.models)
+    while True:
+        tainted = {
+            identifier: next(parent.id for parent in model.metadata.parents if parent.id in check.damaged)
+            for identifier, model in remaining.items()
+            if identifier not in check.damaged and any(p.id in check.damaged for p in model.metadata.parents)
+        }
+        if not tainted:
+            return
+        for identifier, ancestor in tainted.items():
+            metadata = check.models[identifier].metadata
+            path = check.layout.root / metadata.model_type / metadata_file(metadata.version)
+            check.add(ERROR, "tainted", path, f"{identifier} was built on {ancestor}, which has errors")
+            check.damaged.add(identifier)
+
+
+def _check_events(check: _Check) -> None:
+    numbers = event_numbers(check.layout)
+    for number in sorted(set(range(1, max(numbers, default=0) + 1)) - set(numbers)):
+        check.add(ERROR, "event", check.layout.events / f"{number:08d}.json", "missing: the numbers have a gap")
+    for number in numbers:
+        try:
+            read_event(check.layout, number)
+        except RegistryError as error:
+            check.add(ERROR, "event", check.layout.events / f"{number:08d}.json", str(error))
+
+
+def _check_snapshot(check: _Check) -> None:
+    path = check.layout.snapshot
+    try:
+        rebuilt = read_view(check.layout, View())
+    except RegistryError:
+        return  # a damaged event, reported above
+    for alias, identifier in rebuilt.aliases.items():
+        if identifier not in rebuilt.records or rebuilt.records[identifier].state == ARCHIVED:
+            check.add(ERROR, "alias", check.layout.events, f"{alias} means {identifier}, which is archived or gone")
+    if not path.exists():
+        return  # it is derived and may be deleted
+    try:
+        data = safe_io.read_bytes(path, max_bytes=safe_io.MAX_JSON_BYTES)
+        stored = View.from_bytes(data, name=str(path))
+    except RegistryError as error:
+        check.add(ERROR, "snapshot", path, str(error))
+        return
+    if data == rebuilt.to_bytes():
+        return
+    for key in sorted(stored.records.keys() - rebuilt.records.keys()):
+        lost = stored.records[key]
+        lost_path = (check.layout.root / lost.file).with_name(metadata_file(lost.version))
+        check.add(ERROR, "missing", lost_path, f"{key} was registered, but its metadata is gone or damaged")
+    wrong = [key for key, record in stored.records.items() if rebuilt.records.get(key) != record]
+    if wrong or stored.last_event > rebuilt.last_event or not stored.abandoned <= rebuilt.abandoned:
+        check.add(ERROR, "snapshot", path, f"does not show what is stored, for example {', '.join(wrong[:3])}")
+    else:
+        check.add(NOTE, "snapshot", path, "is behind; readers add what it lacks")

@@ -1,0 +1,64 @@
+"""What happens when a run fails: nothing finished is lost, and `error.json` says why and how to go on."""
+
+import contextlib
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import torch
+
+from trade_agent import safe_io
+from trade_agent.errors import TradeAgentError
+
+START = "start"  # no stage is being trained yet
+
+
+class TrainingErrorHandler:
+    """Context manager around a run.
+
+    Once a stage is being trained, whatever ends the run leaves `error.json` in its folder: what went wrong, the remedy,
+    and the command that goes on from the stages that are registered already. Before that nothing was started: wrong
+    input (exit code 2) leaves no file. The error goes on to the caller, an OSError as a TradeAgentError of one line.
+    """
+
+    def __init__(self, run_dir: Path, command: str) -> None:
+        self.run_dir, self.command = run_dir, command
+        self.stage = START
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if error is None or self.stage == START:
+            return
+        if isinstance(error, TradeAgentError):
+            error.exit_code = 1  # 2 would say that nothing was started
+        # Where the disk is the trouble this fails too, and must not hide the error itself.
+        with contextlib.suppress(OSError):
+            self.run_dir.mkdir(parents=True, exist_ok=True)
+            safe_io.write_json(self.run_dir / "error.json", self.describe(error))
+        if isinstance(error, OSError):
+            raise TradeAgentError(f"{self.stage} failed: {error}", remedy_of(error)) from error
+
+    def describe(self, error: BaseException) -> dict[str, str]:
+        """Plain fields of `error.json`."""
+        return {
+            "stage": self.stage,
+            "error": type(error).__name__,
+            "message": getattr(error, "message", None) or str(error),
+            "remedy": getattr(error, "remedy", "") or remedy_of(error),
+            "resume": self.command,
+            "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+
+
+def remedy_of(error: BaseException) -> str:
+    """What usually helps against errors that are not ours."""
+    if isinstance(error, MemoryError | torch.cuda.OutOfMemoryError):
+        return "lower model.batch_size or model.num_envs"
+    if isinstance(error, OSError):
+        return "check that the disk is writable and has room, then run the same command again"
+    return "run the same command again: stages that finished are found in the registry"

@@ -1,0 +1,282 @@
+"""The store of fitted preprocessing pipelines: ``models/preprocessors/``.
+
+    preprocessor_v1.0.0.pkl    the pipeline's state, no objects; its appearance takes the number
+    metadata_v1.0.0.json       its appearance is the commit: a version without it does not exist for readers
+    cache/                     feature tables that can be computed again
+
+Nothing is locked or overwritten: both files are linked into place under a name that must not exist yet.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import os
+import re
+import socket
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from trade_agent import safe_io
+from trade_agent.data.bars import Bars
+from trade_agent.errors import PreprocessingError, RegistryError
+from trade_agent.preprocessing.cache import FeatureCache, cache_key
+from trade_agent.preprocessing.pipeline import FeatureTable, PreprocessingPipeline, StepSpec, check_same_contract
+from trade_agent.preprocessing.templates import template_steps
+
+__all__ = ["PreprocessingPipeline", "PreprocessorManager", "PreprocessorMetadata"]
+
+_VERSION = re.compile(r"v?(\d{1,9})\.(\d{1,9})\.(\d{1,9})")
+_HASH = re.compile(r"(?:sha256:)?([0-9a-f]{7,64})")
+_RESTORE = "restore the file from a backup, or fit and save the pipeline again"
+
+Version = tuple[int, int, int]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PreprocessorMetadata:
+    """What is known of a stored pipeline without loading it.
+
+    ``rows`` are the bar indices [start, stop) it was fitted on, ``data_fingerprint`` names the bars they index,
+    ``created`` is ISO 8601 in UTC, ``sha256`` is the digest of the file. ``content_hash`` identifies it whatever its
+    version; pipelines of equal ``contract_hash`` are exchangeable in form.
+    """
+
+    version: str
+    content_hash: str
+    contract_hash: str
+    feature_names: tuple[str, ...]
+    warmup_bars: int
+    rows: tuple[int, int]
+    data_fingerprint: str
+    created: str
+    steps: tuple[dict[str, Any], ...]
+    sha256: str
+
+
+class PreprocessorManager:
+    """Creates, stores, finds and caches preprocessing pipelines under ``root`` (``models/preprocessors``).
+
+    ``cache`` is the folder for computed tables, ``root/cache`` when None.
+    """
+
+    def __init__(self, root: Path, *, cache: Path | None = None) -> None:
+        self.root = Path(root)
+        self.cache = FeatureCache(self.root / "cache" if cache is None else Path(cache))
+
+    def create(
+        self, *, template: str | None = None, steps: Sequence[StepSpec] | None = None, prices: str = "adjusted"
+    ) -> PreprocessingPipeline:
+        """An unfitted pipeline from the name of a template or from a list of steps; exactly one must be given."""
+        if (template is None) == (steps is None):
+            raise PreprocessingError("a pipeline is made from a template or from steps", "give exactly one of the two")
+        chosen = template_steps(template) if template is not None else steps or ()
+        return PreprocessingPipeline(chosen, prices=prices)
+
+    def save(self, pipeline: PreprocessingPipeline, *, data_fingerprint: str, rows: range) -> PreprocessorMetadata:
+        """Store a fitted pipeline and set its version; one whose content is stored already keeps that version.
+
+        A contract that was not stored before raises the major number, another fit or fit data of a known contract the
+        minor one. Raises PreprocessingError when ``rows`` are not the rows the pipeline was fitted on.
+        """
+        if rows != pipeline.fitted_rows:
+            raise PreprocessingError(f"the pipeline was fitted on {pipeline.fitted_rows}, not on {rows}", "pass those")
+        known = self._with_content(pipeline.content_hash)
+        if known is None:
+            self._publish(pipeline, data_fingerprint)
+            # Two writers of equal content may both have published; the lowest number then counts.
+            known = self._with_content(pipeline.content_hash)
+        if known is None:
+            raise RegistryError(f"the pipeline that was just written to {self.root} is gone", "do not edit the folder")
+        pipeline.version = known.version
+        return known
+
+    def load(self, reference: str) -> PreprocessingPipeline:
+        """The pipeline of a version (``v1.2.0``) or content hash (7 or more digits); its file is verified first.
+
+        Raises RegistryError for an unknown or ambiguous reference and for a file that is missing or altered,
+        UnsafeFileError for one that is not plain data, PreprocessingError for a state of another code version.
+        """
+        metadata = self.find(reference)
+        path = self._file(metadata.version)
+        data = safe_io.read_bytes(path, max_bytes=safe_io.MAX_ARRAY_BYTES)
+        digest = safe_io.sha256_bytes(data)
+        if digest != metadata.sha256:
+            raise RegistryError(f"{path} is altered: sha256 is {digest}, expected {metadata.sha256}", _RESTORE)
+        pipeline = PreprocessingPipeline.from_state(safe_io.load_arrays(data, name=str(path)))
+        if pipeline.content_hash != metadata.content_hash:
+            raise RegistryError(f"{path} does not have the content that its metadata states", _RESTORE)
+        pipeline.version = metadata.version
+        return pipeline
+
+    def find(self, reference: str) -> PreprocessorMetadata:
+        """Metadata of a version or content hash; RegistryError with the candidates where it is unknown or ambiguous."""
+        stored = self.list()
+        if match := _VERSION.fullmatch(reference):
+            version = "v" + ".".join(str(int(part)) for part in match.groups())
+            found = [metadata for metadata in stored if metadata.version == version]
+        else:
+            digits = _HASH.fullmatch(reference)
+            found = [m for m in stored if digits and m.content_hash.startswith(digits.group(1))]
+        if found and len({metadata.content_hash for metadata in found}) == 1:
+            return found[0]
+        candidates = ", ".join(f"{m.version} ({m.content_hash[:12]})" for m in (found or stored)[-10:]) or "none stored"
+        problem = "ambiguous" if found else "unknown"
+        raise RegistryError(f"preprocessor '{reference}' is {problem} in {self.root}", f"candidates: {candidates}")
+
+    def list(self) -> list[PreprocessorMetadata]:
+        """All stored pipelines by ascending version; RegistryError names a metadata file that is damaged."""
+        versions = sorted(_versions(self.root, "metadata_", ".json"))
+        return [_read_metadata(self.root / f"metadata_{_text(version)}.json", _text(version)) for version in versions]
+
+    def check_compatible(self, pipeline: PreprocessingPipeline, contract: Mapping[str, Any]) -> None:
+        """Raise PreprocessingError naming both versions and the differing keys unless ``contract`` is the pipeline's.
+
+        ``contract`` is the one a model was trained with; its version is looked up in this store.
+        """
+        wanted = safe_io.sha256_bytes(safe_io.canonical_json(contract))
+        versions = [metadata.version for metadata in self.list() if metadata.contract_hash == wanted]
+        check_same_contract(pipeline.contract, pipeline.version, contract, versions[-1] if versions else None)
+
+    def transform(self, pipeline: PreprocessingPipeline, bars: Bars) -> FeatureTable:
+        """``pipeline.transform(bars)``, from the cache where the same content has transformed the same bars."""
+        key = cache_key(kind="transform", pipeline=pipeline.content_hash, data=bars.fingerprint)
+        names = pipeline.feature_names
+        values = self.cache.load_values(key, (bars.num_bars, bars.num_assets, len(names)))
+        if values is not None:
+            return FeatureTable(values, names, pipeline.warmup_bars)
+        table = pipeline.transform(bars)
+        self.cache.save_values(key, table.values)
+        return table
+
+    def fit_transform(
+        self, pipeline: PreprocessingPipeline, bars: Bars, rows: range
+    ) -> tuple[PreprocessingPipeline, FeatureTable]:
+        """A copy of ``pipeline`` fitted on ``rows`` and its table of all bars, from the cache where nothing changed.
+
+        The fit is found again by steps, rows and the bars up to their end: later bars may change.
+        """
+        key = cache_key(
+            kind="fit",
+            steps=[[step.name, dict(step.params)] for step in pipeline.steps],
+            prices=pipeline.prices,
+            data=bars.rows(0, min(rows.stop, bars.num_bars)).fingerprint,
+            rows=[rows.start, rows.stop, rows.step],
+        )
+        state = self.cache.load_state(key)
+        if state is not None:
+            fitted = PreprocessingPipeline.from_state(state)
+        else:
+            fitted = PreprocessingPipeline(pipeline.steps, prices=pipeline.prices).fit(bars, rows)
+            self.cache.save_state(key, fitted.to_state())
+        return fitted, self.transform(fitted, bars)
+
+    def _file(self, version: str) -> Path:
+        return self.root / f"preprocessor_{version}.pkl"
+
+    def _with_content(self, content_hash: str) -> PreprocessorMetadata | None:
+        return next((metadata for metadata in self.list() if metadata.content_hash == content_hash), None)
+
+    def _publish(self, pipeline: PreprocessingPipeline, data_fingerprint: str) -> None:
+        self.root.mkdir(parents=True, exist_ok=True)
+        data = safe_io.dump_arrays(pipeline.to_state())
+        temporary = self.root / f".{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex}"
+        try:
+            _write_new(temporary, data)
+            version = self._next_version(pipeline.contract_hash)
+            while not _link_new(temporary, self._file(_text(version))):
+                version = self._next_version(pipeline.contract_hash)
+            temporary.unlink()
+            safe_io.sync_directory(self.root)
+            metadata = PreprocessorMetadata(
+                version=_text(version),
+                content_hash=pipeline.content_hash,
+                contract_hash=pipeline.contract_hash,
+                feature_names=pipeline.feature_names,
+                warmup_bars=pipeline.warmup_bars,
+                rows=(pipeline.fitted_rows.start, pipeline.fitted_rows.stop),
+                data_fingerprint=data_fingerprint,
+                created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+                steps=tuple({"name": step.name, "params": dict(step.params)} for step in pipeline.steps),
+                sha256=safe_io.sha256_bytes(data),
+            )
+            _write_new(temporary, safe_io.canonical_json(asdict(metadata)))
+            if not _link_new(temporary, self.root / f"metadata_{_text(version)}.json"):
+                raise RegistryError(f"{self.root} already has metadata of {_text(version)} without its file", _RESTORE)
+            safe_io.sync_directory(self.root)
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                temporary.unlink()
+
+    def _next_version(self, contract_hash: str) -> Version:
+        """First free number: a minor one above the newest of equal contract, else a new major one."""
+        taken = _versions(self.root, "preprocessor_", ".pkl") | _versions(self.root, "metadata_", ".json")
+        same = [version for version in taken if self._contract_hash(version) == contract_hash]
+        if same:
+            major = max(same)[0]
+            return major, max(version[1] for version in taken if version[0] == major) + 1, 0
+        return max((version[0] for version in taken), default=0) + 1, 0, 0
+
+    def _contract_hash(self, version: Version) -> str:
+        """Contract hash of a version; "" for one that was never committed and cannot be read."""
+        path = self.root / f"metadata_{_text(version)}.json"
+        if path.exists():
+            return _read_metadata(path, _text(version)).contract_hash
+        # Another writer is between its two links, or died there: the state knows its contract.
+        try:
+            data = safe_io.read_bytes(self._file(_text(version)), max_bytes=safe_io.MAX_ARRAY_BYTES)
+            return PreprocessingPipeline.from_state(safe_io.load_arrays(data, name=_text(version))).contract_hash
+        except (RegistryError, PreprocessingError):
+            return ""
+
+
+def _text(version: Version) -> str:
+    return "v" + ".".join(str(part) for part in version)
+
+
+def _versions(folder: Path, prefix: str, suffix: str) -> set[Version]:
+    """The versions that occur in the names prefix + version + suffix."""
+    found = set()
+    for path in folder.glob(f"{prefix}v*{suffix}"):
+        match = _VERSION.fullmatch(path.name[len(prefix) : -len(suffix)])
+        if match:
+            major, minor, patch = (int(part) for part in match.groups())
+            found.add((major, minor, patch))
+    return found
+
+
+def _write_new(path: Path, data: bytes) -> None:
+    """Write a file that does not exist yet, durable and read-only."""
+    with open(path, "xb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    path.chmod(0o444)
+
+
+def _link_new(source: Path, target: Path) -> bool:
+    """Give ``source`` the second name ``target``; False when that name is taken."""
+    try:
+        os.link(source, target)
+    except FileExistsError:
+        # Over NFS the reply to a link that succeeded can be lost and the repeated request then finds its own work.
+        return source.samefile(target)
+    return True
+
+
+def _read_metadata(path: Path, version: str) -> PreprocessorMetadata:
+    content = safe_io.read_json(path)
+    names = [field.name for field in fields(PreprocessorMetadata)]
+    if not isinstance(content, dict) or sorted(content) != sorted(names) or content["version"] != version:
+        raise RegistryError(f"{path} is not the metadata of preprocessor {version}", _RESTORE)
+    texts = ("version", "content_hash", "contract_hash", "data_fingerprint", "created", "sha256")
+    lists = ("feature_names", "rows", "steps")
+    for name in names:
+        kind = str if name in texts else list if name in lists else int
+        if type(content[name]) is not kind:
+            raise RegistryError(f"field '{name}' of {path} is not {kind.__name__}", _RESTORE)
+    plain: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in content.items()}
+    return PreprocessorMetadata(**plain)

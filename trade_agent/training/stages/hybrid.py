@@ -1,0 +1,236 @@
+"""Stage 3: forecaster and agent of the stages below in one network, trained jointly.
+
+Loss of one update: that of the agent plus `forecast_loss_weight` times the forecast loss on the bars of the same batch.
+The forecaster has its own optimizer and may stay frozen for the first part of the updates.
+"""
+
+import copy
+from typing import Any
+
+import torch
+from tensordict import TensorDict
+from torch import Tensor
+
+from trade_agent.agents.base import Agent
+from trade_agent.agents.builders import agent_from_spec
+from trade_agent.config.schema import AgentModel, CnnLstmStage, HybridStage, OffPolicyModel, PpoModel
+from trade_agent.errors import RegistryError
+from trade_agent.networks.encoders import WindowEncoder, build_table
+from trade_agent.training.models import (
+    AgentPolicy,
+    Forecaster,
+    agent_spec,
+    agent_to_state,
+    forecaster_from_state,
+    observation_dim,
+)
+from trade_agent.training.reinforcement import Best
+from trade_agent.training.stages.cnn_lstm import dataset_targets
+from trade_agent.training.stages.context import Parent, StageContext, StageOutcome, seed_everything
+from trade_agent.training.stages.trading import (
+    trading_contract,
+    trading_outcome,
+    train_agent,
+    train_rows,
+    validation_sharpe,
+    warmup_env_steps,
+)
+from trade_agent.training.supervised import TABLE_BATCH, Targets, forecast_loss
+
+
+class JointLearner:
+    """Takes one gradient step for agent and forecaster at once.
+
+    `observe` encodes bars through the forecaster, and remembers the forecasts of its last call with gradient: the
+    auxiliary loss needs no second pass. While the forecaster is frozen it is encoded without a graph.
+    """
+
+    def __init__(
+        self,
+        agent: Agent,
+        forecaster: Forecaster,
+        *,
+        features: Tensor,
+        targets: Targets,
+        label_stop: int,
+        forecast_loss_weight: float,
+        direction_loss_weight: float,
+        learning_rate: float,
+        frozen_updates: int,
+    ) -> None:
+        self.agent, self.network, self.targets = agent, forecaster.network, targets
+        self.encoder = WindowEncoder(forecaster.network, features)
+        self.label_stop = label_stop  # labels of later bars reach out of the train rows
+        self.forecast_loss_weight, self.direction_loss_weight = forecast_loss_weight, direction_loss_weight
+        self.frozen_updates, self.updates = frozen_updates, 0
+        self.optimizer = torch.optim.Adam(forecaster.network.parameters(), lr=learning_rate, fused=True)
+        self._forecast_loss: Tensor | None = None
+        # The network stays in evaluation mode, but cuDNN has a backward pass only for an LSTM in training mode.
+        forecaster.network.lstm.dropout = 0.0
+
+    @property
+    def frozen(self) -> bool:
+        return self.updates < self.frozen_updates
+
+    def observe(self, t: Tensor, account: Tensor) -> Tensor:
+        """Observation [B, O] of bars `t` [B] and accounts [B, K]."""
+        learning = torch.is_grad_enabled() and not self.frozen
+        self.network.lstm.train(learning)
+        with torch.set_grad_enabled(learning):
+            encoding = self.encoder.encode(t)
+        if learning:
+            known = (encoding.bars < self.label_stop).view(-1, 1, 1)
+            self._forecast_loss = forecast_loss(
+                encoding.forecast,
+                self.targets.returns[encoding.bars],
+                self.targets.valid[encoding.bars] & known,
+                self.direction_loss_weight,
+            )
+        return torch.cat((encoding.observation, account), dim=-1)
+
+    def learn(self, batch: TensorDict) -> dict[str, Tensor]:
+        """One update from a batch whose observation was made by `observe`."""
+        if self.frozen:
+            metrics = self.agent.update(batch)
+        else:
+            assert self._forecast_loss is not None
+            self.optimizer.zero_grad()
+            metrics = self.agent.update(batch, extra_loss=self.forecast_loss_weight * self._forecast_loss)
+            torch.nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
+            self.optimizer.step()
+            metrics["loss_forecast"] = self._forecast_loss.detach()
+        self.updates += 1
+        return metrics
+
+
+def run(
+    context: StageContext,
+    *,
+    stage: HybridStage,
+    forecaster_stage: CnnLstmStage,
+    model: AgentModel,
+    forecaster: Parent,
+    agent: Parent,
+) -> StageOutcome:
+    """Join the parents, train jointly, keep the state that does best on validation rows.
+
+    The joined network before its first update is one of the candidates, so on validation rows a hybrid is never worse
+    than its parent.
+    """
+    dataset, generator = context.dataset, seed_everything(context.seed, context.device, "hybrid", model.name)
+    joined, trained = join(context, stage=stage, model=model, forecaster=forecaster, agent=agent)
+    targets = dataset_targets(dataset, list(joined.horizons), joined.target_scale)
+    learner = JointLearner(
+        trained,
+        joined,
+        features=dataset.features,
+        targets=targets,
+        label_stop=dataset.split.train.stop - max(joined.horizons),
+        forecast_loss_weight=stage.forecast_loss_weight,
+        direction_loss_weight=forecaster_stage.direction_loss_weight,
+        learning_rate=stage.forecaster_learning_rate,
+        frozen_updates=int(stage.freeze_forecaster_fraction * expected_updates(context, model)),
+    )
+    best = Best()
+
+    def state() -> dict[str, Any]:
+        return {"agent": trained.state_dict(), "forecaster": joined.network.state_dict()}
+
+    def check(env_steps: int) -> None:
+        best.consider(validation_sharpe(dataset, hybrid_policy(trained, joined, dataset.features)), state, env_steps)
+
+    check(0)
+    env_steps, history = train_agent(
+        context,
+        trained,
+        model=model,
+        rows=train_rows(dataset, joined.network.window_bars),
+        observe=learner.observe,
+        learn=learner.learn,
+        check=check,
+        on_policy_env_steps=context.trainer.joint_on_policy_env_steps,
+        off_policy_env_steps=context.trainer.joint_off_policy_env_steps,
+        random_warmup=False,
+        generator=generator,
+        label=f"hybrid {model.name}",
+    )
+    assert best.state is not None
+    trained.load_state_dict(best.state["agent"])
+    joined.network.load_state_dict(best.state["forecaster"])
+    return trading_outcome(
+        context,
+        model_type="hybrid",
+        policy=hybrid_policy(trained, joined, dataset.features),
+        validation_score=best.score,
+        state={
+            "kind": "hybrid",
+            "forecaster": joined.to_state(),
+            "agent": agent_to_state(trained),
+            "reward_scale": model.reward_scale,
+        },
+        contract=trading_contract(dataset, joined.network.window_bars, joined.horizons) | {"algorithm": model.name},
+        env_steps=env_steps,
+        history=history,
+        notes={
+            "kept_after_env_steps": best.env_steps,
+            "forecaster_updates": max(learner.updates - learner.frozen_updates, 0),
+        },
+    )
+
+
+def join(
+    context: StageContext, *, stage: HybridStage, model: AgentModel, forecaster: Parent, agent: Parent
+) -> tuple[Forecaster, Agent]:
+    """Forecaster and agent with the parents' weights: networks, critics, targets and temperature.
+
+    The forecaster stays in evaluation mode: joint training has no dropout, so that the agent keeps seeing what it was
+    trained on. Raises RegistryError when the agent was trained on another forecaster.
+    """
+    joined = forecaster_from_state(copy.deepcopy(forecaster.state["forecaster"]), context.device)
+    own = agent.state["forecaster"]["state"]
+    theirs = forecaster.state["forecaster"]["state"]
+    if own.keys() != theirs.keys() or any(not torch.equal(own[name], theirs[name]) for name in own):
+        raise RegistryError(
+            f"{agent.model_id} was not trained on the features of {forecaster.model_id}",
+            "give only upstream.rl_model: an agent brings its forecaster with it",
+        )
+    num_assets = context.dataset.num_assets
+    width = observation_dim(joined.network, num_assets, context.dataset.rules)
+    spec = agent_spec(
+        model,
+        observation_dim=width,
+        action_dim=num_assets,
+        learning_rate_scale=stage.agent_learning_rate_scale,
+    )
+    theirs_spec = agent.state["agent"]["spec"]
+    for key in ("name", "observation_dim", "action_dim", "hidden_dims", "gamma"):
+        if spec[key] != theirs_spec[key]:
+            raise RegistryError(
+                f"{agent.model_id} has {key}={theirs_spec[key]}, this run has {spec[key]}",
+                "use the model, data and env settings that the agent was trained with",
+            )
+    if agent.state["reward_scale"] != model.reward_scale:
+        raise RegistryError(
+            f"{agent.model_id} has reward_scale={agent.state['reward_scale']:g}, this run has {model.reward_scale:g}: "
+            "its critics would be wrong by the ratio",
+            f"set model.reward_scale={agent.state['reward_scale']:g}",
+        )
+    trained = agent_from_spec(spec, device=context.device)
+    trained.load_state_dict(agent.state["agent"]["state"])
+    return joined, trained
+
+
+def hybrid_policy(agent: Agent, forecaster: Forecaster, features: Tensor) -> AgentPolicy:
+    """The deterministic policy of the joined network as it stands."""
+    return AgentPolicy(agent, build_table(forecaster.network, features, TABLE_BATCH))
+
+
+def expected_updates(context: StageContext, model: AgentModel) -> int:
+    """Gradient steps that the budget allows for."""
+    if isinstance(model, PpoModel):
+        rollout = model.rollout_steps * model.num_envs
+        rounds = -(-context.trainer.joint_on_policy_env_steps // rollout)
+        return rounds * model.epochs * -(-rollout // model.batch_size)
+    assert isinstance(model, OffPolicyModel)
+    budget = context.trainer.joint_off_policy_env_steps
+    return (budget - warmup_env_steps(model, budget)) // model.env_steps_per_update

@@ -1,0 +1,82 @@
+"""Stage 2: PPO, SAC or TD3 on the features of a frozen forecaster."""
+
+import torch
+from tensordict import TensorDict
+from torch import Tensor
+
+from trade_agent.agents.builders import agent_from_spec
+from trade_agent.config.schema import AgentModel
+from trade_agent.networks.encoders import TableEncoder, build_table
+from trade_agent.training.models import (
+    AgentPolicy,
+    agent_spec,
+    agent_to_state,
+    folds_from_state,
+    forecaster_from_state,
+    observation_dim,
+)
+from trade_agent.training.reinforcement import Best
+from trade_agent.training.stages.context import Parent, StageContext, StageOutcome, seed_everything
+from trade_agent.training.stages.trading import (
+    trading_contract,
+    trading_outcome,
+    train_agent,
+    train_rows,
+    validation_sharpe,
+)
+from trade_agent.training.supervised import TABLE_BATCH, cross_fitted_table
+
+
+def run(context: StageContext, *, model: AgentModel, forecaster: Parent) -> StageOutcome:
+    """Train an agent on cross-fitted features; keep the state that does best on validation rows."""
+    dataset, generator = context.dataset, seed_everything(context.seed, context.device, "rl", model.name)
+    parent = forecaster_from_state(forecaster.state["forecaster"], context.device)
+    first_window = dataset.first_row + parent.network.window_bars - 1
+    folds = folds_from_state(forecaster.state, dataset.bars.symbols, dataset.bars.timestamps, first_window)
+    # Train rows read forecasts made without them, as test rows do; evaluation reads the final forecaster throughout.
+    encoder = TableEncoder(cross_fitted_table(parent.network, folds, dataset.features))
+    table = build_table(parent.network, dataset.features, TABLE_BATCH)
+    width = observation_dim(parent.network, dataset.num_assets, dataset.rules)
+    agent = agent_from_spec(
+        agent_spec(model, observation_dim=width, action_dim=dataset.num_assets), device=context.device
+    )
+    policy, best = AgentPolicy(agent, table), Best()
+
+    def observe(t: Tensor, account: Tensor) -> Tensor:
+        return torch.cat((encoder(t), account), dim=-1)
+
+    def learn(batch: TensorDict) -> dict[str, Tensor]:
+        return agent.update(batch)
+
+    env_steps, history = train_agent(
+        context,
+        agent,
+        model=model,
+        rows=train_rows(dataset, parent.network.window_bars),
+        observe=observe,
+        learn=learn,
+        check=lambda steps: best.consider(validation_sharpe(dataset, policy), agent.state_dict, steps),
+        on_policy_env_steps=context.trainer.on_policy_env_steps,
+        off_policy_env_steps=context.trainer.off_policy_env_steps,
+        random_warmup=True,
+        generator=generator,
+        label=model.name,
+    )
+    assert best.state is not None
+    agent.load_state_dict(best.state)
+    return trading_outcome(
+        context,
+        model_type=model.name,
+        policy=policy,
+        validation_score=best.score,
+        state={
+            "kind": model.name,
+            "forecaster": parent.to_state(),
+            "agent": agent_to_state(agent),
+            "reward_scale": model.reward_scale,
+        },
+        contract=trading_contract(dataset, parent.network.window_bars, parent.horizons),
+        env_steps=env_steps,
+        history=history,
+        notes={"cross_fit_folds": len(folds), "kept_after_env_steps": best.env_steps},
+    )

@@ -1,0 +1,206 @@
+"""What the trading stages share: the score on validation rows, the verdict on test rows, the outcome."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trade_agent.agents.base import Agent
+from trade_agent.agents.ppo import PPO
+from trade_agent.agents.replay import ReplayBuffer
+from trade_agent.config.schema import AgentModel, OffPolicyModel, PpoModel
+from trade_agent.evaluation.backtest import Backtest, Policy, run_policy
+from trade_agent.evaluation.grading import grade
+from trade_agent.evaluation.report import plot_equity
+from trade_agent.evaluation.trading import evaluate_trading
+from trade_agent.training.dataset import MarketDataset
+from trade_agent.training.reinforcement import (
+    Hooks,
+    Learn,
+    Observe,
+    TrainingMarket,
+    train_off_policy,
+    train_on_policy,
+)
+from trade_agent.training.stages.context import StageContext, StageOutcome
+
+
+def backtest(dataset: MarketDataset, policy: Policy, rows: range) -> Backtest:
+    """The policy from the close of the first bar of `rows`, flat, to the close of the last one."""
+    return run_policy(dataset.series, dataset.rules, policy, start=rows.start, end=rows.stop - 1)
+
+
+def validation_sharpe(dataset: MarketDataset, policy: Policy) -> float:
+    """Annual Sharpe ratio net of costs on the validation rows, the score by which states and parents are chosen."""
+    return backtest(dataset, policy, dataset.split.validation).metrics()["sharpe"]
+
+
+def train_rows(dataset: MarketDataset, window_bars: int) -> range:
+    """Bars of the train split that have a whole window behind them."""
+    return range(max(dataset.split.train.start, dataset.first_row + window_bars - 1), dataset.split.train.stop)
+
+
+def train_agent(
+    context: StageContext,
+    agent: Agent,
+    *,
+    model: AgentModel,
+    rows: range,
+    observe: Observe,
+    learn: Learn,
+    check: Callable[[int], None],
+    on_policy_env_steps: int,
+    off_policy_env_steps: int,
+    random_warmup: bool,
+    generator: torch.Generator,
+    label: str,
+) -> tuple[int, dict[str, list[float]]]:
+    """Run the loop of the agent's kind over `rows`. Returns environment steps and the history of its metrics."""
+    dataset = context.dataset
+    history: dict[str, list[float]] = {}
+    market = TrainingMarket(
+        series=dataset.series,
+        rules=dataset.rules,
+        rows=rows,
+        num_envs=model.num_envs,
+        episode_bars=context.episode_bars,
+        reward_scale=model.reward_scale,
+        generator=generator,
+    )
+    total = on_policy_env_steps if isinstance(model, PpoModel) else off_policy_env_steps
+    with context.progress.task(label, total) as task:
+
+        def record(env_steps: int, metrics: dict[str, float]) -> None:
+            for name, value in {"env_steps": float(env_steps), **metrics}.items():
+                history.setdefault(name, []).append(value)
+
+        hooks = Hooks(check=check, advance=task.advance, metrics=record)
+        if isinstance(model, PpoModel):
+            assert isinstance(agent, PPO)
+            env_steps = train_on_policy(
+                agent,
+                market=market,
+                observe=observe,
+                learn=learn,
+                total_env_steps=total,
+                rollout_steps=model.rollout_steps,
+                epochs=model.epochs,
+                batch_size=model.batch_size,
+                validation_checks=context.trainer.validation_checks,
+                generator=generator,
+                hooks=hooks,
+            )
+        else:
+            assert isinstance(model, OffPolicyModel)
+            env_steps = train_off_policy(
+                agent,
+                market=market,
+                replay=ReplayBuffer(
+                    # A buffer larger than the run would only be memory that is never touched.
+                    capacity=min(model.replay_capacity, total + model.num_envs),
+                    private_dim=market.account_dim,
+                    action_dim=market.num_assets,
+                    device=context.device,
+                ),
+                observe=observe,
+                learn=learn,
+                total_env_steps=total,
+                warmup_env_steps=warmup_env_steps(model, total),
+                random_warmup=random_warmup,
+                env_steps_per_update=model.env_steps_per_update,
+                batch_size=model.batch_size,
+                validation_checks=context.trainer.validation_checks,
+                generator=generator,
+                hooks=hooks,
+            )
+    return env_steps, history
+
+
+def warmup_env_steps(model: OffPolicyModel, total_env_steps: int) -> int:
+    """Steps before the first update: as configured, but never more than a quarter of a small budget."""
+    return min(model.warmup_env_steps, total_env_steps // 4)
+
+
+def trading_outcome(
+    context: StageContext,
+    *,
+    model_type: str,
+    policy: Policy,
+    validation_score: float,
+    state: dict[str, Any],
+    contract: dict[str, Any],
+    env_steps: int,
+    history: dict[str, list[float]],
+    notes: dict[str, Any],
+) -> StageOutcome:
+    """Judge a finished policy, once, on test rows. `validation_score` is its Sharpe ratio on validation rows."""
+    dataset, settings = context.dataset, context.evaluation
+    test = backtest(dataset, policy, dataset.split.test)
+    result = evaluate_trading(
+        test,
+        series=dataset.series,
+        rules=dataset.rules,
+        timestamps=dataset.bars.timestamps,
+        seed=context.seed,
+        num_trials=context.num_trials,
+        confidence=settings.confidence,
+        num_resamples=settings.bootstrap_samples,
+        cost_bps=settings.cost_sensitivity_bps,
+    )
+    return StageOutcome(
+        state=state,
+        contract=contract,
+        objective={"name": "validation_sharpe", "value": validation_score, "direction": "max"},
+        metrics=result.metrics,
+        baselines=result.baselines,
+        comparisons=result.comparisons,
+        report=result.as_dict(),
+        grade=grade(model_type, result.grade_inputs(), context.grading),
+        headline=("sharpe", result.metrics["sharpe"]),
+        env_steps=env_steps,
+        history=history,
+        pictures=[_picture(context, test, result.curves, model_type)],
+        notes=notes,
+    )
+
+
+def trading_contract(dataset: MarketDataset, window_bars: int, horizons: tuple[int, ...]) -> dict[str, Any]:
+    """What somebody must know to run the policy: the observation it reads and the meaning of its action."""
+    rules = dataset.rules
+    return {
+        "window_bars": window_bars,
+        "horizons": list(horizons),
+        "num_assets": dataset.num_assets,
+        "action": {
+            "meaning": "target weight of each asset, -1 the lowest and 1 the highest allowed",
+            "max_weight": rules.max_weight,
+            "max_leverage": rules.max_leverage,
+            "allow_short": rules.allow_short,
+            "fill": rules.fill,
+            "latency_bars": rules.latency_bars,
+        },
+    }
+
+
+def weighted_by_score(scores: list[float]) -> Tensor:
+    """Weights [M] in proportion to positive scores; equal ones where no member scored above 0."""
+    positive = torch.tensor([max(score, 0.0) if math.isfinite(score) else 0.0 for score in scores])
+    return positive / positive.sum() if positive.sum() > 0 else torch.full_like(positive, 1.0 / len(scores))
+
+
+def _picture(context: StageContext, test: Backtest, curves: dict[str, Any], model_type: str) -> str:
+    path = context.folder / "equity.png"
+    stamps = context.dataset.bars.timestamps[test.start : test.start + len(test.equity)]
+    plot_equity(
+        path,
+        timestamps=stamps,
+        equity=test.equity,
+        baselines=curves,
+        weights=test.weights,
+        asset_names=context.dataset.bars.symbols,
+        title=f"{model_type} on {', '.join(context.dataset.bars.symbols)}: test rows",
+        name=model_type,
+    )
+    return path.name

@@ -1,0 +1,239 @@
+"""Training of the forecaster: targets, the loop with early stopping, and cross-fitted features.
+
+Shapes: T bars, A assets, F features, H horizons, W window bars. A sample is a pair (bar t, asset a); its input is the
+window that ends at t and its target the log return from close t to close t + h.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from sklearn.linear_model import Ridge
+from torch import Tensor
+from torch.nn import functional
+
+from trade_agent.errors import TrainingDivergedError
+from trade_agent.networks.cnn_lstm import CNNLSTM, Forecast, gather_windows
+from trade_agent.networks.encoders import build_table
+
+TABLE_BATCH = 4096
+
+
+class Targets(NamedTuple):
+    """What the forecaster learns. Rows whose horizon is not traded to its end are masked out."""
+
+    returns: Tensor  # [T, A, H] float32, log returns divided by `scale`
+    valid: Tensor  # [T, A, H] bool
+    scale: Tensor  # [H] float32, standard deviation of the log return over train rows
+
+
+def make_targets(
+    close: np.ndarray, tradable: np.ndarray, horizons: Sequence[int], train: range, scale: Tensor | None = None
+) -> Targets:
+    """Log returns of `close` [T, A] over each horizon, scaled by their standard deviation on train rows only.
+
+    scale: [H], that of a forecaster which exists already and whose outputs are in its units.
+    """
+    num_bars, num_assets = close.shape
+    returns = np.zeros((num_bars, num_assets, len(horizons)))
+    valid = np.zeros_like(returns, dtype=bool)
+    log_close = np.log(np.where(tradable, close, 1.0))
+    for index, horizon in enumerate(horizons):
+        ahead = num_bars - horizon
+        both = tradable[:ahead] & tradable[horizon:]
+        returns[:ahead, :, index] = np.where(both, log_close[horizon:] - log_close[:ahead], 0.0)
+        valid[:ahead, :, index] = both
+    if scale is None:
+        deviations = [_train_deviation(returns, valid, train, index, h) for index, h in enumerate(horizons)]
+        scale = torch.tensor(deviations, dtype=torch.float32)
+    scaled = torch.tensor(returns / scale.double().cpu().numpy(), dtype=torch.float32)
+    return Targets(scaled, torch.tensor(valid), scale)
+
+
+def _train_deviation(returns: np.ndarray, valid: np.ndarray, train: range, index: int, horizon: int) -> float:
+    rows = slice(train.start, train.stop - horizon)  # a label that ends after train would look into validation
+    deviation = float(returns[rows, :, index][valid[rows, :, index]].std())
+    return deviation if deviation > 0 else 1.0
+
+
+def label_rows(rows: range, horizons: Sequence[int], window_bars: int, first_row: int) -> range:
+    """Bars of a split whose window lies after the warm-up and whose longest label ends inside the split."""
+    return range(max(rows.start, first_row + window_bars - 1), rows.stop - max(horizons))
+
+
+def samples(bars: Sequence[int], valid: Tensor) -> Tensor:
+    """Pairs (t, a) [S, 2] of the given bars whose targets are all valid."""
+    t = torch.tensor(list(bars), dtype=torch.int64, device=valid.device)
+    pairs = valid[t].all(-1).nonzero()
+    return torch.stack((t[pairs[:, 0]], pairs[:, 1]), dim=1)
+
+
+def windows_of(series: Tensor, pairs: Tensor, window_bars: int) -> Tensor:
+    """Input windows [S, W, F] of pairs (t, a) from `series` [T, A, F]."""
+    num_assets = series.shape[1]
+    if num_assets == 1:
+        return gather_windows(series[:, 0], pairs[:, 0], window_bars)
+    offsets = torch.arange(1 - window_bars, 1, device=series.device)
+    index = (pairs[:, :1] + offsets) * num_assets + pairs[:, 1:]
+    return series.flatten(0, 1).index_select(0, index.flatten()).view(len(pairs), window_bars, -1)
+
+
+def forecast_loss(forecast: Forecast, returns: Tensor, valid: Tensor, direction_weight: float) -> Tensor:
+    """Squared error of the scaled return plus weighted cross-entropy of its sign, over valid entries.
+
+    All of shape [..., H]. The mean is over valid entries; no valid entry gives 0.
+    """
+    squared = (forecast.expected_return - returns).square()
+    crossed = functional.binary_cross_entropy_with_logits(
+        forecast.direction_logit, (returns > 0).to(returns.dtype), reduction="none"
+    )
+    weight = valid.to(returns.dtype)
+    return ((squared + direction_weight * crossed) * weight).sum() / weight.sum().clamp(min=1.0)
+
+
+class FitResult(NamedTuple):
+    train_loss: list[float]  # per epoch
+    validation_loss: list[float]
+    best_epoch: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FitSettings:
+    epochs: int
+    patience: int
+    batch_size: int
+    learning_rate: float
+    weight_decay: float
+    direction_weight: float
+
+
+def fit_forecaster(
+    network: CNNLSTM,
+    *,
+    series: Tensor,
+    targets: Targets,
+    train: Tensor,
+    validation: Tensor,
+    settings: FitSettings,
+    generator: torch.Generator,
+    on_epoch: Callable[[int, float, float], None] = lambda epoch, train_loss, validation_loss: None,
+) -> FitResult:
+    """Train on the pairs `train` [S, 2], stop early on `validation`, leave the best epoch's weights in `network`.
+
+    Raises TrainingDivergedError when a loss is not finite.
+    """
+    optimizer = torch.optim.AdamW(
+        network.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
+    )
+    result = FitResult([], [], -1)
+    best_loss, best_state = math.inf, network.state_dict()
+    for epoch in range(settings.epochs):
+        network.train()
+        total = torch.zeros((), device=series.device)
+        order = torch.randperm(len(train), generator=generator, device=generator.device)
+        for chunk in order.split(settings.batch_size):
+            loss = _loss(network, series, targets, train[chunk], settings.direction_weight)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+            optimizer.step()
+            total += loss.detach() * len(chunk)
+        train_loss = float(total) / len(train)
+        validation_loss = evaluate_loss(network, series, targets, validation, settings.direction_weight)
+        if not math.isfinite(train_loss + validation_loss):
+            raise TrainingDivergedError(
+                f"the forecaster's loss is {train_loss} on train rows and {validation_loss} on validation rows in "
+                f"epoch {epoch + 1}",
+                "lower model.learning_rate",
+            )
+        result.train_loss.append(train_loss)
+        result.validation_loss.append(validation_loss)
+        on_epoch(epoch + 1, train_loss, validation_loss)
+        if validation_loss < best_loss:
+            best_loss, result = validation_loss, result._replace(best_epoch=epoch)
+            best_state = {name: value.clone() for name, value in network.state_dict().items()}
+        elif epoch - result.best_epoch >= settings.patience:
+            break
+    network.load_state_dict(best_state)
+    network.eval()
+    return result
+
+
+def _loss(network: CNNLSTM, series: Tensor, targets: Targets, pairs: Tensor, direction_weight: float) -> Tensor:
+    t, a = pairs[:, 0], pairs[:, 1]
+    forecast = network(windows_of(series, pairs, network.window_bars))
+    return forecast_loss(forecast, targets.returns[t, a], targets.valid[t, a], direction_weight)
+
+
+@torch.no_grad()
+def evaluate_loss(network: CNNLSTM, series: Tensor, targets: Targets, pairs: Tensor, direction_weight: float) -> float:
+    network.eval()
+    losses = [
+        _loss(network, series, targets, chunk, direction_weight) * len(chunk) for chunk in pairs.split(TABLE_BATCH)
+    ]
+    return float(torch.stack(losses).sum()) / len(pairs)
+
+
+# ------------------------------------------------------------------------------------------------ cross-fitting
+
+
+class Fold(NamedTuple):
+    """A forecaster that did not train on the bars [start, stop), and the map of its latent onto the final one's.
+
+    start, stop: rows of the bars it was trained on; stored as times, see `trade_agent.training.models.folds_to_state`.
+    """
+
+    start: int
+    stop: int
+    state: dict[str, Tensor]
+    latent_weight: Tensor  # [D, D]
+    latent_bias: Tensor  # [D]
+
+
+def fold_bounds(bars: range, folds: int) -> list[range]:
+    """Contiguous blocks that cover `bars`."""
+    edges = np.linspace(bars.start, bars.stop, folds + 1).astype(int)
+    return [range(int(a), int(b)) for a, b in pairwise(edges)]
+
+
+def outside(bars: range, block: range, purge_bars: int) -> list[int]:
+    """Bars whose windows and labels do not touch `block`: at least `purge_bars` away on either side."""
+    return [t for t in bars if t < block.start - purge_bars or t >= block.stop + purge_bars]
+
+
+@torch.no_grad()
+def align_latent(
+    fold_table: Tensor, final_table: Tensor, rows: Sequence[int], latent_dim: int
+) -> tuple[Tensor, Tensor]:
+    """Ridge regression that maps a fold's latent onto the final forecaster's, fitted on rows outside the block.
+
+    Two forecasters trained apart span their latent spaces differently; without the map an agent trained on one could
+    not read the other. Tables are [T, A, D + ...]; returns weight [D, D] and bias [D].
+    """
+    source = fold_table[list(rows), :, :latent_dim].flatten(0, 1).double().cpu().numpy()
+    wanted = final_table[list(rows), :, :latent_dim].flatten(0, 1).double().cpu().numpy()
+    ridge = Ridge(alpha=1.0).fit(source, wanted)
+    return (
+        torch.tensor(ridge.coef_.T, dtype=torch.float32).contiguous(),
+        torch.tensor(ridge.intercept_, dtype=torch.float32),
+    )
+
+
+@torch.no_grad()
+def cross_fitted_table(network: CNNLSTM, folds: Sequence[Fold], series: Tensor) -> Tensor:
+    """Feature table [T, A, D + 2H + F] of the final forecaster, on each fold's block that of the fold's own."""
+    table = build_table(network, series, TABLE_BATCH)
+    final_state = {name: value.clone() for name, value in network.state_dict().items()}
+    latent = network.latent_dim
+    for fold in folds:
+        network.load_state_dict(fold.state)
+        start = max(fold.start - network.window_bars + 1, 0)
+        block = build_table(network, series[start : fold.stop], TABLE_BATCH)[fold.start - start :]
+        block[..., :latent] = block[..., :latent] @ fold.latent_weight.to(block) + fold.latent_bias.to(block)
+        table[fold.start : fold.stop] = block
+    network.load_state_dict(final_state)
+    return table

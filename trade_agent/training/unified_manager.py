@@ -1,0 +1,313 @@
+"""Plans a run, trains what is missing, judges and registers every stage, and reports."""
+
+import sys
+import tempfile
+import time
+from datetime import datetime
+from pathlib import Path
+
+from trade_agent import safe_io
+from trade_agent.config import schema
+from trade_agent.config.load import content, snapshot, with_run_id
+from trade_agent.config.schema import TrainingConfig
+from trade_agent.errors import ConfigError, RegistryError
+from trade_agent.evaluation.grading import MODEL_KINDS, GradePolicy, policy_from_dict
+from trade_agent.registry.environment import describe_environment
+from trade_agent.registry.metadata import DataInfo, ModelMetadata, Objective, PreprocessorInfo, plain_hash
+from trade_agent.registry.store import ModelRegistry
+from trade_agent.training.dataset import MarketDataset, build_dataset, load_data
+from trade_agent.training.device import DeviceManager
+from trade_agent.training.error_handler import TrainingErrorHandler
+from trade_agent.training.plan import Plan, PlannedStage, build_plan, fit_to_parents, named_references
+from trade_agent.training.preprocessor_manager import PreprocessorManager
+from trade_agent.training.progress import ProgressReporter
+from trade_agent.training.report import print_plan, print_result, write_history
+from trade_agent.training.results import TrainingResult
+from trade_agent.training.stages import cnn_lstm, ensemble, hybrid, rl
+from trade_agent.training.stages.context import Parent, StageContext, StageOutcome
+
+__all__ = [
+    "DeviceManager",
+    "TrainingConfig",
+    "TrainingErrorHandler",
+    "TrainingResult",
+    "UnifiedTrainingManager",
+]
+
+WORLD_SIZE = 1
+
+
+class UnifiedTrainingManager:
+    """Runs a config from data to a registered model.
+
+    run_dir: folder of this run, by default `<paths.outputs>/<stage>/<date_time>`. quiet: no progress, no tables.
+    Every stage is registered as soon as it is finished, so a failure later on loses none of them: the same command
+    finds them and goes on.
+    """
+
+    def __init__(self, config: TrainingConfig, *, run_dir: Path | None = None, quiet: bool = False) -> None:
+        self.config = with_run_id(config)  # a config may be run twice: a run id names one run in the registry
+        self.run_dir = run_dir or default_run_dir(config)
+        self.progress = ProgressReporter(quiet)
+        self.registry = ModelRegistry(Path(config.paths.models))
+        self.preprocessors = PreprocessorManager(Path(config.paths.models) / "preprocessors")
+        device = config.device
+        self.devices = DeviceManager(name=device.name, strict=device.strict, threads=device.threads)
+        self.grading = grading_policy(config.grading)
+        self.environment = describe_environment()  # at the start: the files may change while a long run goes on
+
+    def run(self) -> TrainingResult:
+        """Train what the plan asks for. Returns the result of the stage the run is for, and prints it."""
+        with TrainingErrorHandler(self.run_dir, self.config.command) as handler:
+            dataset, plan = self.prepare()
+            print_plan(self.progress, plan, dataset, self.devices.report(), self.config)
+            require_parents(plan, self.config)
+            check_writable(Path(self.config.paths.models))
+            self.run_dir.mkdir(parents=True, exist_ok=True)
+            self._write_run_files(dataset, plan)
+            for planned in plan.stages:
+                if planned.found is None:
+                    handler.stage = planned.key
+                    result, outcome = self._train(planned, plan, dataset)
+            memory = self.devices.memory_used_bytes()
+            print_result(self.progress, result, outcome.comparisons, memory, self.run_dir)
+            return result
+
+    def prepare(self) -> tuple[MarketDataset, Plan]:
+        """Everything that can be wrong with the input shows here: data, references, contracts. Writes nothing."""
+        config = self.config
+        references = named_references(config, self.registry)
+        loaded = load_data(config.data, config.evaluation)
+        window_bars, horizons = references.window(config)
+        dataset = build_dataset(loaded, config, window_bars=window_bars, horizons=horizons, device=self.devices.device)
+        dataset = fit_to_parents(dataset, self.registry, references)
+        plan = build_plan(config, self.registry, dataset, references)
+        for planned in plan.to_train:
+            if isinstance(planned.model, schema.CnnLstmModel):
+                cnn_lstm.check_folds(dataset, planned.model, config.trainer.cross_fit_folds)
+        return dataset, plan
+
+    def _train(self, planned: PlannedStage, plan: Plan, dataset: MarketDataset) -> tuple[TrainingResult, StageOutcome]:
+        started = time.monotonic()
+        target = planned is plan.target
+        folder = self.run_dir if target else self.run_dir / "upstream" / planned.key
+        folder.mkdir(parents=True, exist_ok=True)
+        self.progress.say(f"training {planned.key}")
+        outcome = self._run_stage(planned, plan, self._context(planned, plan, dataset, folder))
+        metadata = self._register(planned, plan, dataset, outcome)
+        planned.found = metadata
+        write_history(folder, outcome.history)
+        result = self._result(planned, dataset, outcome, metadata, time.monotonic() - started)
+        result.write(folder)
+        self.progress.say(f"  registered {metadata.model_id} in {result.duration_seconds:.0f} s")
+        return result, outcome
+
+    def _context(self, planned: PlannedStage, plan: Plan, dataset: MarketDataset, folder: Path) -> StageContext:
+        tried = self._tried(planned, plan, dataset)
+        return StageContext(
+            dataset=dataset,
+            trainer=self.config.trainer,
+            evaluation=self.config.evaluation,
+            grading=self.grading,
+            episode_bars=self.config.env.episode_bars,
+            seed=self.config.seed,
+            device=self.devices.device,
+            progress=self.progress,
+            folder=folder,
+            num_trials=tried + 1,
+        )
+
+    def _tried(self, planned: PlannedStage, plan: Plan, dataset: MarketDataset) -> int:
+        """Other models of the same kind that were judged on some of these test rows: each was a chance to be lucky.
+
+        The same recipe and seed again is no other chance, and neither are the models this one is built on.
+        """
+        first, last = dataset.splits()["test"]
+        symbols = list(dataset.bars.symbols)
+        own = {(plain_hash(planned.recipe), self.config.seed)}
+        pending = [found_id(plan[key]) for _, key in planned.parents]
+        while pending:
+            ancestor = self.registry.get(pending.pop(), include_archived=True)
+            own.add(trial_of(ancestor))
+            pending += [parent.id for parent in ancestor.parents]
+
+        def overlaps(model: ModelMetadata) -> bool:
+            start, stop = model.data.splits["test"]
+            return model.data.symbols == symbols and start <= last and first <= stop
+
+        kinds = [kind for kind in MODEL_KINDS if MODEL_KINDS[kind] == MODEL_KINDS[planned.model_type]]
+        others = {trial_of(model) for kind in kinds for model in self.registry.find(kind, overlaps)}
+        return len(others - own)
+
+    def _run_stage(self, planned: PlannedStage, plan: Plan, context: StageContext) -> StageOutcome:
+        """Load the parents, verified, and hand over to the stage."""
+        stage, model = planned.stage, planned.model
+        parents = [self._parent(role, plan[key]) for role, key in planned.parents]
+        if isinstance(stage, schema.CnnLstmStage) and isinstance(model, schema.CnnLstmModel):
+            return cnn_lstm.run(context, stage=stage, model=model)
+        if isinstance(stage, schema.RlStage) and isinstance(model, schema.AgentModel):
+            return rl.run(context, model=model, forecaster=parents[0])
+        if isinstance(stage, schema.HybridStage) and isinstance(model, schema.AgentModel):
+            return hybrid.run(
+                context,
+                stage=stage,
+                forecaster_stage=self.config.upstream.cnn_lstm.stage,  # type: ignore[attr-defined]
+                model=model,
+                forecaster=parents[0],
+                agent=parents[1],
+            )
+        assert isinstance(model, schema.EnsembleModel)
+        return ensemble.run(context, model=model, members=parents)
+
+    def _parent(self, role: str, planned: PlannedStage) -> Parent:
+        assert planned.found is not None
+        loaded = self.registry.load(planned.found.model_id)
+        return Parent(role=role, model_id=loaded.metadata.model_id, state=loaded.state)
+
+    def _register(
+        self, planned: PlannedStage, plan: Plan, dataset: MarketDataset, outcome: StageOutcome
+    ) -> ModelMetadata:
+        config, pipeline = self.config, dataset.pipeline
+        stored_config = snapshot(config)  # without what came from the environment
+        stored = self.preprocessors.save(pipeline, data_fingerprint=dataset.bars.fingerprint, rows=pipeline.fitted_rows)
+        return self.registry.register(
+            model_type=planned.model_type,
+            state=outcome.state,
+            preprocessor=safe_io.dump_arrays(pipeline.to_state()),
+            config=content(config),
+            grade=outcome.grade.grade,
+            grade_decision=outcome.grade.as_dict(),
+            metric_token=outcome.headline,
+            objective=Objective(**outcome.objective),
+            metrics=outcome.metrics,
+            baselines=outcome.baselines,
+            parents=[self.registry.pin(found_id(plan[key]), role=role) for role, key in planned.parents],
+            preprocessor_info=PreprocessorInfo(
+                version=stored.version, content_hash=pipeline.content_hash, contract_hash=pipeline.contract_hash
+            ),
+            data=DataInfo(
+                fingerprint=dataset.bars.fingerprint,
+                symbols=list(dataset.bars.symbols),
+                source=dataset.source,
+                splits=dataset.splits(),
+            ),
+            contract=outcome.contract,
+            recipe={
+                "settings": planned.recipe,
+                "settings_sha256": plain_hash(planned.recipe),
+                "cross_fit_folds": outcome.notes.get("cross_fit_folds", 0),
+            },
+            seed=config.seed,
+            run_id=f"{config.run_id}-{planned.key}",
+            trainer_profile=config.trainer.name,
+            environment=self.environment,
+            command=config.command,
+            tags=stored_config["tags"],
+            notes=stored_config["notes"],
+        )
+
+    def _result(
+        self,
+        planned: PlannedStage,
+        dataset: MarketDataset,
+        outcome: StageOutcome,
+        metadata: ModelMetadata,
+        seconds: float,
+    ) -> TrainingResult:
+        config = self.config
+        return TrainingResult(
+            stage=planned.stage.name,
+            model=planned.model.name,
+            model_id=metadata.model_id,
+            version=metadata.version,
+            grade=metadata.grade,
+            objective=outcome.objective,
+            metrics=outcome.metrics,
+            baselines=outcome.baselines,
+            parents=[parent.id for parent in metadata.parents],
+            preprocessor_version=metadata.preprocessor.version,
+            config_hash=metadata.config_hash,
+            data_fingerprint=dataset.bars.fingerprint,
+            seed=config.seed,
+            device=str(self.devices.device),
+            world_size=WORLD_SIZE,
+            duration_seconds=round(seconds, 3),
+            env_steps=outcome.env_steps,
+            command=config.command,
+            run_id=config.run_id,
+            trainer=config.trainer.name,
+            grade_decision=outcome.grade.as_dict(),
+            report=outcome.report,
+            notes=outcome.notes,
+            artefacts=[*outcome.pictures, "history.json"],
+        )
+
+    def _write_run_files(self, dataset: MarketDataset, plan: Plan) -> None:
+        """What the run is, before it starts: config, data findings, plan, versions."""
+        safe_io.write_json(self.run_dir / "config.json", snapshot(self.config))
+        safe_io.write_json(
+            self.run_dir / "run.json",
+            {
+                "run_id": self.config.run_id,
+                "command": self.config.command,
+                "plan": [planned.line for planned in plan.stages],
+                "data": {"fingerprint": dataset.bars.fingerprint, "splits": dataset.splits()},
+                "findings": {name: value for name, value in dataset.validation.to_dict().items() if name != "path"},
+                "environment": self.environment,
+            },
+        )
+
+
+def trial_of(model: ModelMetadata) -> tuple[str, int]:
+    """What was tried: the recipe and the seed."""
+    return str(model.recipe.get("settings_sha256")), model.seed
+
+
+def check_writable(folder: Path) -> None:
+    """Raise ConfigError when the registry could not be written: better now than after training."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        what = f"paths.models={folder} cannot be written ({error.strerror})"
+        raise ConfigError(what, "name a folder that can") from error
+
+
+def found_id(planned: PlannedStage) -> str:
+    assert planned.found is not None
+    return planned.found.model_id
+
+
+def default_run_dir(config: TrainingConfig) -> Path:
+    return Path(config.paths.outputs) / config.stage.name / f"{datetime.now():%Y-%m-%d_%H-%M-%S-%f}"
+
+
+def grading_policy(grading: schema.GradingConfig) -> GradePolicy:
+    """The typed policy. Raises ConfigError naming the field that is wrong."""
+    return policy_from_dict(
+        {"id": grading.id, "forecaster": grading.forecaster, "trading": grading.trading}, where="grading"
+    )
+
+
+def require_parents(plan: Plan, config: TrainingConfig) -> None:
+    """Apply `upstream.missing`: train what is missing below, refuse, or ask on a terminal.
+
+    Raises RegistryError naming what is missing and the commands that train it.
+    """
+    if not plan.missing or config.upstream.missing == "train":
+        return
+    names = ", ".join(planned.key for planned in plan.missing)
+    if config.upstream.missing == "ask" and ask(f"{names} not in the registry: train now?"):
+        return
+    raise RegistryError(
+        f"the registry has no {names} for this data, split, preprocessing, trainer and seed",
+        "add upstream.missing=train, or name a model with upstream.cnn_lstm_model=, rl_model= or models=",
+    )
+
+
+def ask(question: str) -> bool:
+    """Yes or no on a terminal; no without one."""
+    if not sys.stdin.isatty():
+        return False
+    return input(f"{question} [y/N] ").strip().lower() in {"y", "yes"}

@@ -1,0 +1,37 @@
+"""The Hydra door: `python train.py stage=hybrid model=sac [key=value ...]`, `-m` for sweeps."""
+
+import os
+import sys
+from pathlib import Path
+
+os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come through to `exit_code_of`, which prints them in one line
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from trade_agent.config.load import default_command, load_config
+from trade_agent.config.store import register_schemas
+from trade_agent.console import exit_code_of, hydra_job
+
+register_schemas()
+
+
+@hydra.main(config_path="conf", config_name="train")
+def run(cfg: DictConfig) -> float:
+    job = HydraConfig.get()
+    run_dir = Path(job.runtime.output_dir)
+    with hydra_job(run_dir, sweep=job.mode == RunMode.MULTIRUN):
+        # Unresolved: `${oc.env:TOKEN}` stays what was typed, and the token stays out of every file.
+        overrides = list(OmegaConf.to_container(job.overrides.task, resolve=False) or [])
+        config = load_config(cfg, default_command([str(override) for override in overrides]))
+        from trade_agent.training.unified_manager import UnifiedTrainingManager  # imports torch: not for --help
+
+        result = UnifiedTrainingManager(config, run_dir=run_dir).run()
+    print(f"model_id: {result.model_id}")
+    return result.objective["value"]
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code_of(run))
