@@ -14,7 +14,7 @@ pytestmark = pytest.mark.slow
 
 
 def run(command: list[str], cwd: Path, **extra: str) -> subprocess.CompletedProcess[str]:
-    # Not what a surrounding `make test-all` hands down either: a make below a make prints its directory around the output.
+    # MAKE*: below a surrounding `make test-all`, make prints its directory around the output.
     own = {"PYTHONPATH", "VIRTUAL_ENV", "MAKEFLAGS", "MFLAGS", "MAKELEVEL"}
     keep = {name: value for name, value in os.environ.items() if name not in own}
     done = subprocess.run(command, cwd=cwd, env=keep | extra, capture_output=True, text=True)
