@@ -14,14 +14,13 @@ from trade_agent.agents.ppo import PPO
 from trade_agent.agents.replay import ReplayBuffer
 from trade_agent.agents.rollout import RolloutBuffer
 from trade_agent.agents.td3 import TD3
+from trade_agent.envs.batched import Experience, TrainingMarket
 from trade_agent.envs.market import MarketRules, MarketSeries, MarketState, account_observation, step
 from trade_agent.errors import TrainingDivergedError
 from trade_agent.training import reinforcement
 from trade_agent.training.reinforcement import (
     Best,
-    Experience,
     Hooks,
-    TrainingMarket,
     copy_state,
     finite,
     observed_batch,
@@ -100,9 +99,9 @@ def test_experience_is_what_the_market_says_when_stepped_again(
         seen = market.step(action)
         after, result = step(series, rules, before, action)
         assert torch.equal(seen.t, before.t)
-        assert torch.equal(seen.account, account_observation(series, rules, before))
+        assert torch.equal(seen.private, account_observation(series, rules, before))
         # Of the end of the old episode, not of the start of the next one.
-        assert torch.equal(seen.next_account, account_observation(series, rules, after))
+        assert torch.equal(seen.next_private, account_observation(series, rules, after))
         torch.testing.assert_close(seen.reward, 50.0 * result.reward)
         assert torch.equal(seen.truncated, result.truncated)
         truncated += int(seen.truncated.sum())
@@ -156,10 +155,10 @@ class Recorder:
     def advance(self, count: int) -> None:
         self.steps += count
 
-    def observe(self, t: Tensor, account: Tensor) -> Tensor:
+    def observe(self, t: Tensor, private: Tensor) -> Tensor:
         if torch.is_grad_enabled():
             self.with_gradient.append(len(t))
-        return torch.cat((t.unsqueeze(1) / 100.0, account), dim=-1)
+        return torch.cat((t.unsqueeze(1) / 100.0, private), dim=-1)
 
     def learn(self, batch: TensorDict) -> dict[str, Tensor]:
         self.batches.append(batch.clone())
@@ -168,8 +167,8 @@ class Recorder:
 
 def run_off_policy(market: TrainingMarket, recorder: Recorder, **changes: Any) -> tuple[int, ReplayBuffer, TD3]:
     torch.manual_seed(0)
-    agent = TD3(observation_dim=1 + market.account_dim, action_dim=2, hidden_dims=(8,), exploration_noise=0.0)
-    replay = ReplayBuffer(capacity=1000, private_dim=market.account_dim, action_dim=2)
+    agent = TD3(observation_dim=1 + market.private_dim, action_dim=2, hidden_dims=(8,), exploration_noise=0.0)
+    replay = ReplayBuffer(capacity=1000, private_dim=market.private_dim, action_dim=2)
     arguments: dict[str, Any] = {
         "total_env_steps": 120,
         "warmup_env_steps": 30,
@@ -179,7 +178,7 @@ def run_off_policy(market: TrainingMarket, recorder: Recorder, **changes: Any) -
     }
     env_steps = train_off_policy(
         agent,
-        market=market,
+        env=market,
         replay=replay,
         observe=recorder.observe,
         learn=recorder.learn,
@@ -247,11 +246,11 @@ def test_a_batch_is_observed_at_its_bar_and_the_next_one(make_market: MakeMarket
 
 def run_on_policy(market: TrainingMarket, recorder: Recorder, observe: Any = None, **changes: Any) -> tuple[int, PPO]:
     torch.manual_seed(0)
-    agent = PPO(observation_dim=1 + market.account_dim, action_dim=2, hidden_dims=(8,))
+    agent = PPO(observation_dim=1 + market.private_dim, action_dim=2, hidden_dims=(8,))
     arguments: dict[str, Any] = {"total_env_steps": 130, "rollout_steps": 10, "epochs": 2, "batch_size": 25}
     env_steps = train_on_policy(
         agent,
-        market=market,
+        env=market,
         observe=observe or recorder.observe,
         learn=recorder.learn,
         validation_checks=2,
@@ -295,7 +294,7 @@ def test_a_truncated_step_is_bootstrapped_with_the_value_before_the_reset(
     truncated = torch.stack([seen.truncated for seen in steps])
     assert truncated.any()
     for s, seen in enumerate(steps):
-        expected = agent.value(recorder.observe(seen.t + 1, seen.next_account))
+        expected = agent.value(recorder.observe(seen.t + 1, seen.next_private))
         torch.testing.assert_close(next_value[s], expected)
         torch.testing.assert_close(target[s], seen.reward + expected)
 

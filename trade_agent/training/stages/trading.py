@@ -11,6 +11,7 @@ from trade_agent.agents.base import Agent
 from trade_agent.agents.ppo import PPO
 from trade_agent.agents.replay import ReplayBuffer
 from trade_agent.config.schema import AgentModel, OffPolicyModel, PpoModel
+from trade_agent.envs.batched import TrainingMarket
 from trade_agent.evaluation.backtest import Backtest, Policy, run_policy
 from trade_agent.evaluation.grading import grade
 from trade_agent.evaluation.report import plot_equity
@@ -20,7 +21,6 @@ from trade_agent.training.reinforcement import (
     Hooks,
     Learn,
     Observe,
-    TrainingMarket,
     train_off_policy,
     train_on_policy,
 )
@@ -81,7 +81,7 @@ def train_agent(
             assert isinstance(agent, PPO)
             env_steps = train_on_policy(
                 agent,
-                market=market,
+                env=market,
                 observe=observe,
                 learn=learn,
                 total_env_steps=total,
@@ -96,12 +96,12 @@ def train_agent(
             assert isinstance(model, OffPolicyModel)
             env_steps = train_off_policy(
                 agent,
-                market=market,
+                env=market,
                 replay=ReplayBuffer(
                     # A buffer larger than the run would only be memory that is never touched.
                     capacity=min(model.replay_capacity, total + model.num_envs),
-                    private_dim=market.account_dim,
-                    action_dim=market.num_assets,
+                    private_dim=market.private_dim,
+                    action_dim=market.action_dim,
                     device=context.device,
                 ),
                 observe=observe,
