@@ -118,7 +118,8 @@ def test_the_gate_learns_which_member_is_right(trained: Any, two_regimes: Any, t
     long, short = constant(1.0), constant(-1.0)
     torch.manual_seed(0)
     gate, state, history = train_gate(context, model, [long, short], two_regimes.split.train)
-    rising, falling = gate.weights(torch.tensor([[1.0], [-1.0]]))
+    regimes = torch.tensor([[1.0], [-1.0]])
+    rising, falling = gate.weights(regimes)
     assert float(rising[0].detach()) > 0.9
     assert float(falling[1].detach()) > 0.9
     assert history["growth"][-1] > history["growth"][0]
@@ -132,7 +133,8 @@ def test_the_gate_learns_which_member_is_right(trained: Any, two_regimes: Any, t
     assert score(policy) > 3.0 + max(score(long), score(short))
     loaded = GateCombiner(**state["spec"])
     loaded.load_state_dict(state["state"])
-    assert torch.equal(loaded.weights(torch.tensor([[1.0]])), rising[None].detach())
+    # The same batch: a matrix product of one row may round differently from one of two.
+    assert torch.equal(loaded.weights(regimes)[0], rising)
 
 
 def test_actions_of_members_are_those_of_their_own_accounts(trained: Any) -> None:
