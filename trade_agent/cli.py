@@ -15,6 +15,7 @@ from rich.table import Table
 from trade_agent import __version__
 from trade_agent.config.schema import ALGORITHMS
 from trade_agent.errors import ConfigError, DataError, RegistryError
+from trade_agent.registry.signing import Signing
 from trade_agent.registry.store import ModelRegistry
 
 app = typer.Typer(
@@ -47,6 +48,7 @@ Members = Annotated[str | None, typer.Option("--models", help="References of hyb
 Optimize = Annotated[bool, typer.Option("--optimize", help="Search hyper-parameters with Optuna: -m search=MODEL.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
 Models = Annotated[Path, typer.Option("--models-dir", help="Folder of the registry.")]
+Keys = Annotated[Path | None, typer.Option("--keys", help="Folder of signing_key.pem and trusted/*.pem.")]
 DEFAULT_MODELS = Path("models")
 SHOWN_FIELDS = ("grade", "objective", "data", "parents", "preprocessor", "seed", "trainer_profile", "command")
 
@@ -218,13 +220,21 @@ def info(
 
 
 @registry_app.command()
-def verify(as_json: Json = False, models_dir: Models = DEFAULT_MODELS) -> None:
+def verify(
+    as_json: Json = False,
+    models_dir: Models = DEFAULT_MODELS,
+    deep: Annotated[bool, typer.Option("--deep", help="Also load every file through the gate.")] = False,
+    signatures: Annotated[
+        str, typer.Option("--signatures", help="off, sign (check those there are) or require.")
+    ] = "off",
+    keys: Keys = None,
+) -> None:
     """Check every file against its digest, every parent and the index. Exit code 1 when something is found."""
     from trade_agent.registry.verify import is_clean
     from trade_agent.registry.verify import verify as verify_registry
 
     registry = open_registry(models_dir)
-    findings = verify_registry(models_dir)
+    findings = verify_registry(models_dir, deep=deep, signing=Signing(signatures, keys))
     if as_json:
         print_json([dataclasses.asdict(finding) for finding in findings])
     elif findings:
@@ -235,6 +245,83 @@ def verify(as_json: Json = False, models_dir: Models = DEFAULT_MODELS) -> None:
     else:
         print(f"{models_dir}: {len(registry.list(include_archived=True))} models, nothing found")
     if not is_clean(findings):
+        raise typer.Exit(1)
+
+
+@registry_app.command()
+def keygen(keys: Keys = None) -> None:
+    """Make the pair of keys that signs models. The private one stays with you, the public one is what others trust."""
+    from trade_agent.registry.signing import make_keys
+
+    folder = Signing("off", keys).folder
+    print(f"key {make_keys(folder)} in {folder}; sign with registry.signing=sign")
+
+
+@registry_app.command()
+def sign(reference: str, keys: Keys = None, models_dir: Models = DEFAULT_MODELS) -> None:
+    """Sign a model that was registered without a signature."""
+    open_registry(models_dir)
+    print(ModelRegistry(models_dir, signing=Signing("sign", keys)).sign(reference))
+
+
+@registry_app.command()
+def scan(
+    path: Annotated[Path, typer.Argument(help="A file, or a folder whose files are all looked at.")],
+    deep: Annotated[bool, typer.Option("--deep", help="Ask picklescan too: needs trade-agent[scan].")] = False,
+    as_json: Json = False,
+) -> None:
+    """Which files from elsewhere are plain data. Nothing is executed. Exit code 1 when one is not."""
+    from trade_agent.registry.scan import scan as scan_files
+
+    verdicts = scan_files(path, deep=deep)
+    if as_json:
+        print_json([dataclasses.asdict(verdict) for verdict in verdicts])
+    else:
+        for verdict in verdicts:
+            print(f"{'safe' if verdict.safe else 'REFUSED':8} {verdict.kind:10} {verdict.path}: {verdict.reason}")
+    if not all(verdict.safe for verdict in verdicts):
+        raise typer.Exit(1)
+
+
+@app.command("import")
+def import_file(
+    path: Annotated[Path, typer.Argument(help="A .pth file of another registry, or any checkpoint of plain tensors.")],
+    model_type: Annotated[
+        str | None, typer.Option("--type", help="What it is, where no metadata lies beside it.")
+    ] = None,
+    config: Annotated[Path | None, typer.Option("--config", help="JSON file: what it was built with.")] = None,
+    preprocessor: Annotated[Path | None, typer.Option("--preprocessor", help="Its preprocessor_*.pkl.")] = None,
+    notes: Annotated[str, typer.Option("--notes", help="Where it came from, in words.")] = "",
+    models_dir: Models = DEFAULT_MODELS,
+) -> None:
+    """Check a checkpoint from elsewhere, write it anew in the registry's format and register it."""
+    from trade_agent.registry.quarantine import import_model
+
+    metadata = import_model(
+        open_registry(models_dir), path, model_type=model_type, config=config, preprocessor=preprocessor, notes=notes
+    )
+    print(f"model_id: {metadata.model_id}")
+
+
+@app.command()
+def reproduce(
+    reference: Annotated[str, typer.Argument(help="An id, hybrid@latest, hybrid@best, hybrid@1.0.0, ...")],
+    as_json: Json = False,
+    models_dir: Models = DEFAULT_MODELS,
+) -> None:
+    """Train a model again from its stored config, seed and data, and compare. Exit code 1 when it differs."""
+    from trade_agent.training.reproduce import reproduce as train_again
+
+    rows = train_again(open_registry(models_dir), reference, quiet=as_json)
+    if as_json:
+        print_json([dataclasses.asdict(row) | {"equal": row.equal} for row in rows])
+    else:
+        table = Table("", "registered", "reproduced", "equal")
+        for row in rows:
+            shown = [str(value)[:20] for value in (row.registered, row.reproduced)]
+            table.add_row(row.name, *shown, "yes" if row.equal else "NO")
+        Console().print(table)
+    if not all(row.equal for row in rows):
         raise typer.Exit(1)
 
 

@@ -61,7 +61,9 @@ def ledger(series: MarketSeries, rules: MarketRules, weights: np.ndarray) -> lis
         if rules.fill == "same_close":
             trade(t - rules.latency_bars, closes[t], tradable[t])
         lent = sum(max(-shares[a] * closes[t, a], 0.0) for a in range(len(shares)))
-        cash -= (rules.borrow_rate * lent + rules.financing_rate * max(-cash, 0.0)) / rules.periods_per_year
+        # A fill whose cost exceeds the equity leaves debt that nothing stands against: it is no loan any more.
+        loan = max(min(-cash, float(shares @ closes[t])), 0.0)
+        cash -= (rules.borrow_rate * lent + rules.financing_rate * loan) / rules.periods_per_year
         if cash + shares @ opens[t + 1] <= level:
             return [*curve, cash + shares @ opens[t + 1]]
         if rules.fill == "next_open":

@@ -89,7 +89,7 @@ def test_a_causal_transform_raises_no_alarm(make_bars):
 
 
 @pytest.mark.parametrize("gaps", [False, True])
-@pytest.mark.parametrize("name", sorted(FEATURES))
+@pytest.mark.parametrize("name", sorted(FEATURES.keys() - {"signal"}))  # which bars have only on request
 def test_every_feature_is_causal_and_isolated(make_bars, name, gaps):
     bars = make_bars(500, 2, gaps=gaps)
     pipeline = PreprocessingPipeline([StepSpec(name)]).fit(bars, range(450))

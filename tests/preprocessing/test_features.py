@@ -1,12 +1,15 @@
+import dataclasses
+
 import numpy as np
 import pytest
 import talib
 
 from trade_agent.errors import PreprocessingError
 from trade_agent.preprocessing.features import FEATURES
+from trade_agent.preprocessing.pipeline import PreprocessingPipeline, StepSpec
 from trade_agent.preprocessing.series import asset_series, rolling_sum, rolling_variance
 
-NAMES = sorted(FEATURES)
+NAMES = sorted(FEATURES.keys() - {"signal"})  # which needs bars that carry one: below
 
 
 def make_series(*, close, open=None, high=None, low=None, volume=None, start="2024-01-01", bar_seconds=86_400):
@@ -188,3 +191,15 @@ def test_rolling_sums_are_exact_per_window():
     assert rolling_sum(values, 2)[1:].tolist() == [1e16, 3.0, 5.0]
     assert rolling_variance(values, 2, ddof=1)[2:].tolist() == [0.5, 0.5]
     assert np.isnan(rolling_sum(values, 5)).all()
+
+
+def test_a_signal_is_passed_through_and_a_missing_one_is_named(make_bars):
+    bars = make_bars(50, 2)
+    values = np.random.default_rng(3).standard_normal((50, 2))
+    with_signal = dataclasses.replace(bars, signals={"edge": values})
+    pipeline = PreprocessingPipeline([StepSpec("signal", {"name": "edge"})])
+    table = pipeline.fit(with_signal, range(40)).transform(with_signal)
+    np.testing.assert_array_equal(table.values[..., 0], values.astype(table.values.dtype))
+    assert with_signal.fingerprint != bars.fingerprint
+    with pytest.raises(PreprocessingError, match="no signal 'edge'"):
+        pipeline.fit(bars, range(40))

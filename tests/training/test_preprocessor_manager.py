@@ -1,6 +1,6 @@
-import dataclasses
 import json
 import multiprocessing
+import random
 import shutil
 
 import numpy as np
@@ -10,6 +10,8 @@ from trade_agent import safe_io
 from trade_agent.data.bars import Bars
 from trade_agent.errors import PreprocessingError, RegistryError, UnsafeFileError
 from trade_agent.preprocessing.pipeline import StepSpec
+from trade_agent.registry.naming import MODEL_TYPES
+from trade_agent.registry.verify import is_clean, verify
 from trade_agent.training import preprocessor_manager as module
 from trade_agent.training.preprocessor_manager import PreprocessingPipeline, PreprocessorManager
 
@@ -92,11 +94,16 @@ def test_unknown_and_ambiguous_references_list_candidates(manager):
         with pytest.raises(RegistryError, match=rf"is unknown .*candidates: v1.0.0 \({hashes[0][:12]}\), v1.1.0"):
             manager.load(reference)
     for number, digits in enumerate(("abcdef01", "abcdef02")):
-        path = manager.root / f"metadata_v1.{number}.0.json"
-        safe_io.write_json(path, safe_io.read_json(path) | {"content_hash": digits * 8})
+        rewrite(manager.root / f"metadata_v1.{number}.0.json", {"content_hash": digits * 8})
     with pytest.raises(RegistryError, match="'abcdef0' is ambiguous"):
         manager.find("abcdef0")
     assert manager.find("abcdef02").version == "v1.1.0"
+
+
+def rewrite(path, change):
+    """Change fields and the checksum with them, as somebody on purpose would."""
+    fields = safe_io.read_checked_json(path) | change
+    safe_io.write_json(path, fields | {"checksum": safe_io.checksum(fields)})
 
 
 def replace_bytes(path, data):
@@ -122,23 +129,58 @@ def test_every_flipped_bit_is_refused(manager):
         manager.load("v1.0.0")
 
 
+@pytest.mark.parametrize("name", ["preprocessor_v1.0.0.pkl", "metadata_v1.0.0.json"])
+def test_the_registry_names_what_happened_to_a_stored_pipeline(manager, name):
+    save(manager, fitted())
+    save(manager, fitted(range(90)))
+    root, path = manager.root.parent, manager.root / name
+    assert verify(root, deep=True) == []
+    original = path.read_bytes()
+    rng = random.Random(name)
+    for _ in range(100):
+        data = bytearray(original)
+        data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+        replace_bytes(path, bytes(data))
+        assert name in [finding.path.split("/")[-1] for finding in verify(root)]
+        with pytest.raises(RegistryError, match=name):
+            manager.load("v1.0.0")
+    replace_bytes(path, original[:-1])
+    assert not is_clean(verify(root))
+    path.rename(path.with_name("renamed"))
+    found = {finding.path for finding in verify(root)}
+    assert found >= {"preprocessors/renamed", "preprocessors/preprocessor_v1.0.0.pkl"}
+    path.with_name("renamed").rename(path)
+    replace_bytes(path, (manager.root / name.replace("v1.0", "v1.1")).read_bytes())
+    assert not is_clean(verify(root))
+
+
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+def test_every_model_type_has_a_template_that_streams(manager, model_type):
+    """Stored and loaded again, it gives for one bar at a time what it gives for the whole series."""
+    bars = make_bars(320)
+    pipeline = manager.create(template=model_type).fit(bars, range(280))
+    loaded = manager.load(save(manager, pipeline).version)
+    whole = loaded.transform(bars).values
+    for stop in range(loaded.warmup_bars + 1, 321, 17):
+        assert loaded.transform(bars.rows(0, stop)).values[-1].tobytes() == whole[stop - 1].tobytes()
+
+
 def test_a_file_that_runs_code_is_refused_even_with_its_digest(manager, tmp_path):
     save(manager, fitted())
     program = b"cposix\nsystem\n(S'touch %s'\ntR." % str(tmp_path / "canary").encode()
     replace_bytes(manager.root / "preprocessor_v1.0.0.pkl", program)
-    path = manager.root / "metadata_v1.0.0.json"
-    safe_io.write_json(path, safe_io.read_json(path) | {"sha256": safe_io.sha256_bytes(program)})
+    rewrite(manager.root / "metadata_v1.0.0.json", {"sha256": safe_io.sha256_bytes(program)})
     with pytest.raises(UnsafeFileError):
         manager.load("v1.0.0")
     assert not (tmp_path / "canary").exists()
 
 
 def test_another_pipelines_file_and_digest_are_refused(manager):
-    first, second = save(manager, fitted()), save(manager, fitted(range(90)))
+    save(manager, fitted())
+    second = save(manager, fitted(range(90)))
     shutil.copy(manager.root / "preprocessor_v1.1.0.pkl", manager.root / "copy")
     (manager.root / "copy").replace(manager.root / "preprocessor_v1.0.0.pkl")
-    path = manager.root / "metadata_v1.0.0.json"
-    safe_io.write_json(path, dataclasses.asdict(first) | {"sha256": second.sha256})
+    rewrite(manager.root / "metadata_v1.0.0.json", {"sha256": second.sha256})
     with pytest.raises(RegistryError, match="does not have the content that its metadata states"):
         manager.load("v1.0.0")
 
@@ -148,8 +190,7 @@ def test_another_pipelines_file_and_digest_are_refused(manager):
 )
 def test_damaged_metadata_is_named(manager, change):
     save(manager, fitted())
-    path = manager.root / "metadata_v1.0.0.json"
-    safe_io.write_json(path, json.loads(path.read_text()) | change)
+    rewrite(manager.root / "metadata_v1.0.0.json", change)
     with pytest.raises(RegistryError, match=r"metadata_v1\.0\.0\.json"):
         manager.list()
 

@@ -151,6 +151,8 @@ READ_BY = {
     "delimiter": ("csv",),
     "interval": ("yahoo", "crypto"),
     "exchange": ("crypto",),
+    "num_bars": schema.SYNTHETIC_MARKETS,
+    "seed": schema.SYNTHETIC_MARKETS,
 }
 
 
@@ -164,6 +166,11 @@ def check_data(data: schema.DataConfig) -> None:
     for item in fields(data.columns):
         if getattr(data.columns, item.name) is not None and data.source not in FILE_SOURCES[:3]:
             raise ConfigError(f"data.columns.{item.name} is not read by data={data.source}", "use data=csv")
+    if data.source in schema.SYNTHETIC_MARKETS and not (data.num_bars and data.num_bars > 1 and (data.seed or 0) >= 0):
+        raise ConfigError(
+            f"data.num_bars={data.num_bars} and data.seed={data.seed} make no market",
+            "use at least 2 bars and a seed of 0 or more",
+        )
     if data.timezone not in zoneinfo.available_timezones():
         raise ConfigError(f"data.timezone={data.timezone} is unknown", "use a name such as UTC or America/New_York")
 

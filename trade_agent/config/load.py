@@ -14,7 +14,7 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException, OverrideParseException
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from trade_agent.config import schema
@@ -123,8 +123,55 @@ def snapshot(config: TrainingConfig) -> dict[str, Any]:
 
 def content(config: TrainingConfig) -> dict[str, Any]:
     """The part of the snapshot that numbers depend on, equal for two runs of one config at any time, in any folder."""
-    own = ("run_id", "paths", "notes", "tags")
+    own = ("run_id", "paths", "registry", "notes", "tags")
     return {name: value for name, value in snapshot(config).items() if name not in own}
+
+
+def from_content(values: dict[str, Any]) -> TrainingConfig:
+    """The config of a run from its stored ``content``, checked like any other.
+
+    Raises ConfigError where a value came from the environment, or where this program would make another config of it.
+    """
+    missing = [name for name, value in leaves(values) if value == FROM_ENVIRONMENT]
+    if missing:
+        raise ConfigError(f"{', '.join(missing)} came from the environment and was not stored", "train it by command")
+    stage, model = values["stage"]["name"], values["model"]["name"]
+    cfg = compose_config([f"stage={stage}", *([f"model={model}"] if model in schema.ALGORITHMS else [])])
+    _drop_unknown(cfg, values)
+    try:
+        cfg = OmegaConf.merge(cfg, values)  # type: ignore[assignment]
+    except OmegaConfBaseException as error:
+        raise explain(error) from error
+    config = load_config(cfg)
+    if content(config) != values:
+        found = dict(leaves(content(config)))
+        wrong = sorted(name for name, value in leaves(values) if name not in found or found[name] != value)
+        wrong += sorted(found.keys() - dict(leaves(values)).keys())
+        raise ConfigError(
+            f"the stored config is one of another version of the program: {', '.join(wrong[:5])}",
+            "use the version it was stored by",
+        )
+    return config
+
+
+def leaves(values: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted name, value) of everything that is no container."""
+    if isinstance(values, dict | list):
+        for key, value in values.items() if isinstance(values, dict) else enumerate(values):
+            yield from leaves(value, f"{prefix}{key}.")
+    else:
+        yield prefix.removesuffix("."), values
+
+
+def _drop_unknown(cfg: DictConfig, values: dict[str, Any]) -> None:
+    """Remove the entries of free dictionaries that ``values`` lacks: a merge would keep them."""
+    for key in list(cfg.keys()):
+        child = cfg._get_node(key)
+        if not is_dataclass(OmegaConf.get_type(cfg)) and key not in values:
+            with open_dict(cfg):
+                del cfg[key]
+        elif isinstance(child, DictConfig) and isinstance(values.get(str(key)), dict):
+            _drop_unknown(child, values[str(key)])
 
 
 def config_hash(config: TrainingConfig) -> str:

@@ -11,6 +11,7 @@ from omegaconf import MISSING
 
 STAGES = ("cnn_lstm", "rl", "hybrid", "ensemble")
 ALGORITHMS = ("ppo", "sac", "td3")
+SYNTHETIC_MARKETS = ("leak", "garleanu_pedersen", "noise", "ar", "regimes", "seasonal", "hybrid", "ensemble")
 
 
 def number(low: float, high: float, default: Any = MISSING) -> Any:
@@ -116,6 +117,7 @@ class OffPolicyModel(AgentModel):
 class SacModel(OffPolicyModel):
     alpha_learning_rate: float = number(1e-8, 1.0)
     initial_alpha: float = number(1e-8, 100.0)
+    target_entropy: float | None = None
 
 
 @dataclass(kw_only=True, slots=True)
@@ -184,7 +186,7 @@ class PoliciesConfig:
 
 @dataclass(kw_only=True, slots=True)
 class DataConfig:
-    source: str = choice("sample", "csv", "parquet", "feather", "lean", "yahoo", "crypto")
+    source: str = choice("sample", "csv", "parquet", "feather", "lean", "yahoo", "crypto", *SYNTHETIC_MARKETS)
     path: str | None = None
     symbols: list[str] = field(default_factory=list)
     start: str | None = None
@@ -200,6 +202,8 @@ class DataConfig:
     policies: PoliciesConfig = field(default_factory=PoliciesConfig)
     interval: str | None = None
     exchange: str | None = None
+    num_bars: int | None = None
+    seed: int | None = None
 
 
 @dataclass(kw_only=True, slots=True)
@@ -221,6 +225,7 @@ class PreprocessingConfig:
 class EnvConfig:
     fill: str = choice("next_open", "next_close", "same_close")
     latency_bars: int = number(0, 1000)
+    sizing: str = choice("equity", "fixed_notional")
     episode_bars: int = number(2, 10_000_000)
     initial_equity: float = number(1e-6, 1e15)
     max_leverage: float = number(0.0, 1000.0)
@@ -283,6 +288,14 @@ class GradingConfig:
     id: str = MISSING
     forecaster: dict[str, Any] = field(default_factory=dict)
     trading: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(kw_only=True, slots=True)
+class RegistryConfig:
+    """`keys` is the folder of signing_key.pem and trusted/*.pem; None: the user's configuration folder."""
+
+    signing: str = choice("off", "sign", "require")
+    keys: str | None = None
 
 
 @dataclass(kw_only=True, slots=True)
@@ -376,6 +389,7 @@ class TrainingConfig:
     evaluation: EvaluationConfig = MISSING
     grading: GradingConfig = MISSING
     paths: PathsConfig = MISSING
+    registry: RegistryConfig = MISSING
     seed: int = number(0, 2**31 - 1)
     tags: list[str] = field(default_factory=list)
     notes: str = ""

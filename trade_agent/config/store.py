@@ -14,6 +14,7 @@ SCHEMAS = {
     "schema/evaluation": schema.EvaluationConfig,
     "schema/grading": schema.GradingConfig,
     "schema/paths": schema.PathsConfig,
+    "schema/registry": schema.RegistryConfig,
     "schema/stage/cnn_lstm": schema.CnnLstmStage,
     "schema/stage/rl": schema.RlStage,
     "schema/stage/hybrid": schema.HybridStage,

@@ -1,7 +1,8 @@
 """The one shape in which market data leaves this package."""
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -26,6 +27,8 @@ class Bars:
     tradable: [T, A] bool, False where the asset has no bar (not listed yet, suspended, dropped by validation).
     calendar: an exchange_calendars name, "24/7", "24/5" or "observed" (the sessions seen in the data themselves).
     bar_seconds: the median step.
+    signals: further columns by name, each [T, A] float64, known at the close of the bar: finite where ``tradable``, NaN
+        elsewhere. They may be negative and are no prices.
 
     Raises DataError when a field contradicts this.
     """
@@ -40,6 +43,7 @@ class Bars:
     tradable: np.ndarray
     calendar: str
     bar_seconds: int
+    signals: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         _check_axes(self)
@@ -48,14 +52,22 @@ class Bars:
             raise DataError(f"bars: tradable is {_describe(self.tradable)}", f"give a bool array of shape {shape}")
         for name in (*PRICE_FIELDS, "volume"):
             values = getattr(self, name)
-            if values.shape != shape or values.dtype != np.float64:
-                raise DataError(f"bars: {name} is {_describe(values)}", f"give a float64 array of shape {shape}")
-            if not np.isfinite(values[self.tradable]).all():
-                raise DataError(f"bars: {name} is not finite on a tradable bar", "mark that bar as not tradable")
-            if not np.isnan(values[~self.tradable]).all():
-                raise DataError(f"bars: {name} has a value where nothing traded", "use NaN where tradable is False")
+            self._check_column(name, values, shape)
             if values[self.tradable].min(initial=1.0) < 0 or (name != "volume" and (values[self.tradable] <= 0).any()):
                 raise DataError(f"bars: {name} has a value that is not positive", "drop such rows before building Bars")
+
+        for name, values in self.signals.items():
+            if name in (*PRICE_FIELDS, "volume"):
+                raise DataError(f"bars: a signal is called {name}", "give it a name of its own")
+            self._check_column(name, values, shape)
+
+    def _check_column(self, name: str, values: np.ndarray, shape: tuple[int, int]) -> None:
+        if values.shape != shape or values.dtype != np.float64:
+            raise DataError(f"bars: {name} is {_describe(values)}", f"give a float64 array of shape {shape}")
+        if not np.isfinite(values[self.tradable]).all():
+            raise DataError(f"bars: {name} is not finite on a tradable bar", "mark that bar as not tradable")
+        if not np.isnan(values[~self.tradable]).all():
+            raise DataError(f"bars: {name} has a value where nothing traded", "use NaN where tradable is False")
 
     @property
     def num_bars(self) -> int:
@@ -80,8 +92,11 @@ class Bars:
         digest.update(header.encode())
         digest.update(np.ascontiguousarray(self.timestamps).astype("<i8").tobytes())
         digest.update(np.ascontiguousarray(self.tradable).tobytes())
-        for name in (*PRICE_FIELDS, "volume"):
-            values = getattr(self, name)
+        columns = {name: getattr(self, name) for name in (*PRICE_FIELDS, "volume")}
+        for name, values in self.signals.items():
+            digest.update(f"{name}|".encode())
+            columns[name] = values
+        for values in columns.values():
             # A NaN has many bit patterns and a zero has two: only the meaning is hashed.
             canonical = np.where(self.tradable, values, 0.0) + 0.0
             digest.update(np.ascontiguousarray(canonical, dtype="<f8").tobytes())
@@ -105,6 +120,7 @@ class Bars:
             tradable=self.tradable[part],
             calendar=self.calendar,
             bar_seconds=self.bar_seconds,
+            signals={name: values[part] for name, values in self.signals.items()},
         )
 
 

@@ -25,6 +25,8 @@ class SourceRequest:
     adjust: bool
     interval: str | None
     exchange: str | None
+    num_bars: int | None
+    seed: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +50,7 @@ class SourceFrame:
         price_factor, adjusted volume = raw volume / split_factor); spread_open, spread_close (ask - bid, quote
         currency);
         other_volume.
+    signals: names of further columns of the frame, finite throughout, that go into ``Bars.signals`` as they are.
     calendar: the calendar that the source knows of, else None.
     named: the symbols come from the data; False where the only asset is called after its file.
     """
@@ -56,3 +59,4 @@ class SourceFrame:
     notes: list[Note] = field(default_factory=list)
     calendar: str | None = None
     named: bool = True
+    signals: tuple[str, ...] = ()

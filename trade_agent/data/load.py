@@ -35,6 +35,8 @@ def load_bars(
     policies: Mapping[str, str],
     interval: str | None,
     exchange: str | None,
+    num_bars: int | None = None,
+    seed: int | None = None,
 ) -> tuple[Bars, ValidationReport]:
     """Bars of ``symbols`` (all of the source when empty) on the union of their times, and what validation found.
 
@@ -48,7 +50,7 @@ def load_bars(
     the factors
     come from the end of the file, so price levels, unlike returns, depend on later dividends and splits. policies:
     {kind: policy},
-    see validation.KINDS. interval, exchange: for the downloaders.
+    see validation.KINDS. interval, exchange: for the downloaders. num_bars, seed: for the synthetic markets.
 
     Where an asset has no bar, tradable is False and its values are NaN; nothing is filled and no asset is dropped.
     Raises DataError for anything missing, ambiguous or refused; the message names the option that settles it.
@@ -67,10 +69,12 @@ def load_bars(
         adjust=adjust,
         interval=interval,
         exchange=exchange,
+        num_bars=num_bars,
+        seed=seed,
     )
-    states, report = _validated(source, request, calendar=calendar, policies=policies)
+    states, signals, report = _validated(source, request, calendar=calendar, policies=policies)
     report.raise_if_refused()
-    return _pivot(states, calendar=report.calendar, bar_seconds=report.bar_seconds), report
+    return _pivot(states, signals, calendar=report.calendar, bar_seconds=report.bar_seconds), report
 
 
 def validate_file(
@@ -91,6 +95,8 @@ def validate_file(
     policies: Mapping[str, str],
     interval: str | None,
     exchange: str | None,
+    num_bars: int | None = None,
+    seed: int | None = None,
 ) -> ValidationReport:
     """The report that ``load_bars`` would give for the same arguments; refused findings are listed in it instead of
     raised.
@@ -111,14 +117,16 @@ def validate_file(
         adjust=adjust,
         interval=interval,
         exchange=exchange,
+        num_bars=num_bars,
+        seed=seed,
     )
-    _, report = _validated(source, request, calendar=calendar, policies=policies)
+    _, _, report = _validated(source, request, calendar=calendar, policies=policies)
     return report
 
 
 def _validated(
     source: str, request: SourceRequest, *, calendar: str | None, policies: Mapping[str, str]
-) -> tuple[dict[str, Cleaner], ValidationReport]:
+) -> tuple[dict[str, Cleaner], tuple[str, ...], ValidationReport]:
     if source not in SOURCES:
         raise DataError(f"data.source={source!r} is not a source", f"use one of {', '.join(SOURCES)}")
     if calendar is not None:
@@ -147,7 +155,7 @@ def _validated(
         findings=tuple(findings),
         median_spread_bps=_median_spread(states),
     )
-    return states, report
+    return states, loaded.signals, report
 
 
 def _times(frame: pd.DataFrame) -> np.ndarray:
@@ -250,16 +258,23 @@ def _median_spread(states: dict[str, Cleaner]) -> float | None:
     return float(np.median(np.concatenate(spreads)) * 1e4) if spreads else None
 
 
-def _pivot(states: dict[str, Cleaner], *, calendar: str, bar_seconds: int) -> Bars:
+def _pivot(states: dict[str, Cleaner], signals: tuple[str, ...], *, calendar: str, bar_seconds: int) -> Bars:
     axis = np.unique(np.concatenate([state.stamps for state in states.values()]))
     shape = (len(axis), len(states))
-    fields = {name: np.full(shape, np.nan) for name in (*PRICE_FIELDS, "volume")}
+    fields = {name: np.full(shape, np.nan) for name in (*PRICE_FIELDS, "volume", *signals)}
     tradable = np.zeros(shape, dtype=bool)
     for asset, state in enumerate(states.values()):
         rows = np.searchsorted(axis, state.stamps)
         tradable[rows, asset] = True
         for name, values in fields.items():
             values[rows, asset] = state.values(name)
+    own = {name: fields.pop(name) for name in signals}
     return Bars(
-        timestamps=axis, symbols=tuple(states), tradable=tradable, calendar=calendar, bar_seconds=bar_seconds, **fields
+        timestamps=axis,
+        symbols=tuple(states),
+        tradable=tradable,
+        calendar=calendar,
+        bar_seconds=bar_seconds,
+        signals=own,
+        **fields,
     )

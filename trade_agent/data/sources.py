@@ -14,6 +14,7 @@ from trade_agent.data.downloads import read_crypto, read_yahoo
 from trade_agent.data.frames import SourceFrame, SourceRequest
 from trade_agent.data.lean import read_lean
 from trade_agent.data.readers import read_csv, read_feather, read_parquet
+from trade_agent.data.synthetic import MARKETS, source
 from trade_agent.errors import DataError
 
 SAMPLE_SHA256 = "5abadf99b2d394f920120a27de6f0df129859d71d4cfb0bf661bcc99446ab1fd"
@@ -42,4 +43,5 @@ SOURCES: dict[str, Callable[[SourceRequest], SourceFrame]] = {
     "lean": read_lean,
     "yahoo": read_yahoo,
     "crypto": read_crypto,
+    **{name: source(name) for name in MARKETS},
 }

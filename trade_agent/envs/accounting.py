@@ -26,7 +26,7 @@ class Account(NamedTuple):
 
 
 class Fill(NamedTuple):
-    """account after the fill; cost [N] money paid; turnover [N] value bought plus sold over equity at the fill."""
+    """account after the fill; cost [N] money paid; turnover [N] value bought plus sold over the base of the sizing."""
 
     account: Account
     cost: Tensor
@@ -43,14 +43,15 @@ def equity_at(account: Account, price: Tensor) -> Tensor:
     return account.cash + total(account.units * price)
 
 
-def fill(rules: MarketRules, account: Account, target: Tensor, price: Tensor, equity: Tensor, allowed: Tensor) -> Fill:
+def fill(rules: MarketRules, account: Account, target: Tensor, price: Tensor, base: Tensor, allowed: Tensor) -> Fill:
     """Trade towards target weights [N, A] at price [N, A].
 
-    equity: [N] net asset value at ``price`` before the trade; orders are sized by it, so limits hold at the fill.
+    base: [N] money that a weight of 1 stands for, as a rule the net asset value at ``price`` before the trade, so that
+        limits hold at the fill.
     allowed: [N, A] bool, where an order is executed at all.
     A flip closes the old position and opens the new one: the whole distance is traded and paid for.
     """
-    value = equity.unsqueeze(-1)
+    value = base.unsqueeze(-1)
     desired = target * value / price
     change = (desired - account.units) * price
     trade = (change.abs() > max(rules.no_trade_band, SMALLEST_TRADE) * value) & allowed
@@ -58,22 +59,22 @@ def fill(rules: MarketRules, account: Account, target: Tensor, price: Tensor, eq
     spent = torch.where(trade, change, 0.0)
     notional = spent.abs()
     traded = total(notional)
-    cost = _trading_cost(rules, trade, notional, traded, equity)
+    cost = _trading_cost(rules, trade, notional, traded, base)
     # The part of the old position that is still there lies between zero and what was held, on the same side.
     kept = torch.clamp(units, min=account.units.clamp(max=0.0), max=account.units.clamp(min=0.0))
     kept_fraction = kept / torch.where(account.units == 0.0, 1.0, account.units)
     basis = account.basis * kept_fraction + (units - kept) * price
-    return Fill(Account(units, basis, account.cash - total(spent) - cost), cost, traded / equity.clamp(min=TINY))
+    return Fill(Account(units, basis, account.cash - total(spent) - cost), cost, traded / base.clamp(min=TINY))
 
 
-def _trading_cost(rules: MarketRules, trade: Tensor, notional: Tensor, traded: Tensor, equity: Tensor) -> Tensor:
+def _trading_cost(rules: MarketRules, trade: Tensor, notional: Tensor, traded: Tensor, base: Tensor) -> Tensor:
     if rules.commission_min > 0.0:
         commission = torch.where(trade, (1e-4 * rules.commission_bps * notional).clamp(min=rules.commission_min), 0.0)
         cost = total(commission) + 1e-4 * (rules.half_spread_bps + rules.slippage_bps) * traded
     else:
         cost = rules.linear_cost * traded
     if rules.impact > 0.0:
-        cost = cost + rules.impact * total(notional.square()) / equity.clamp(min=TINY)
+        cost = cost + rules.impact * total(notional.square()) / base.clamp(min=TINY)
     return cost
 
 

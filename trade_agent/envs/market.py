@@ -46,7 +46,7 @@ class MarketState(NamedTuple):
     end: Tensor  # [N] int64, last bar of the episode
     units: Tensor  # [N, A] held
     basis: Tensor  # [N, A] money the units were bought for, negative when short
-    weights: Tensor  # [N, A] value at the close of t as a fraction of equity
+    weights: Tensor  # [N, A] value at the close of t as a fraction of equity, or of the fixed notional
     cash: Tensor  # [N]
     equity: Tensor  # [N] marked at the close of t
     peak: Tensor  # [N] largest equity so far
@@ -120,12 +120,13 @@ def step(
     if rules.fill == "same_close":
         price = series.close.index_select(0, state.t)
         alive = (state.equity > rules.ruin_equity).unsqueeze(-1)
-        filled = fill(rules, before, target, price, state.equity, alive if may_fill is None else alive & may_fill)
+        base = rules.base(state.equity)
+        filled = fill(rules, before, target, price, base, alive if may_fill is None else alive & may_fill)
         financing = carry_cost(rules, filled.account.units * price, filled.account.cash)
         account = filled.account._replace(cash=filled.account.cash - financing)
         gapped = equity_at(account, open_price) <= rules.ruin_equity
     else:
-        financing = carry_cost(rules, state.weights * state.equity.unsqueeze(-1), state.cash)
+        financing = carry_cost(rules, state.weights * rules.base(state.equity).unsqueeze(-1), state.cash)
         before = before._replace(cash=before.cash - financing)
         open_equity = equity_at(before, open_price)
         gapped = open_equity <= rules.ruin_equity
@@ -135,7 +136,7 @@ def step(
             price, equity = close_price, equity_at(before, close_price)
             alive = ~gapped & (equity > rules.ruin_equity)
         alive = alive.unsqueeze(-1)
-        filled = fill(rules, before, target, price, equity, alive if may_fill is None else alive & may_fill)
+        filled = fill(rules, before, target, price, rules.base(equity), alive if may_fill is None else alive & may_fill)
         account = filled.account
 
     mark = torch.where(gapped.unsqueeze(-1), open_price, close_price)
@@ -172,7 +173,7 @@ def _close_step(
     equity = account.cash + total(value)
     ruined = equity <= rules.ruin_equity
     alive = ~ruined.unsqueeze(-1)
-    weights = torch.where(alive, value / equity.unsqueeze(-1), 0.0)
+    weights = torch.where(alive, value / rules.base(equity).unsqueeze(-1), 0.0)
     peak = torch.maximum(state.peak, equity)
     reward, memory = step_reward(rules, state.equity, equity, state.peak, peak, state.reward_memory)
     next_state = MarketState(
@@ -218,13 +219,13 @@ def account_fields(rules: MarketRules, num_assets: int) -> tuple[str, ...]:
 def account_observation(series: MarketSeries, rules: MarketRules, state: MarketState) -> Tensor:
     """The account as [N, K] float32, free of scale: K as in ``account_fields``.
 
-    weight, unrealised profit and cash are fractions of equity; tradable is 0 or 1; drawdown is in [0, 1];
-    log_bars_since_trade is log(1 + bars) / 10.
+    weight, unrealised profit and cash are fractions of what the rules size by; tradable is 0 or 1; drawdown is in
+    [0, 1]; log_bars_since_trade is log(1 + bars) / 10.
     """
-    equity = state.equity.clamp(min=TINY)
-    unrealised = state.weights - state.basis / equity.unsqueeze(-1)
+    base = rules.base(state.equity).clamp(min=TINY)
+    unrealised = state.weights - state.basis / base.unsqueeze(-1)
     tradable = series.tradable.index_select(0, state.t).to(torch.float64)
-    cash = 1.0 - total(state.weights)
+    cash = 1.0 - total(state.weights) if rules.sizing == "equity" else state.cash / base
     drawdown = (1.0 - state.equity / state.peak).clamp(max=1.0)
     quiet = _LOG_BARS_SCALE * torch.log1p(state.bars_since_trade.to(torch.float64))
     columns = (state.weights, unrealised, tradable, state.pending.flatten(1), torch.stack((cash, drawdown, quiet), -1))

@@ -1,6 +1,7 @@
 """Rewards of one step, from equity alone: they are net of every cost and see nothing that comes later.
 
-E is equity before the step, E' after it, R = E'/E - 1. All tensors are [N] float64.
+E is equity before the step, E' after it, R = (E' - E) / base; the base is E, or the initial equity throughout where the
+rules size by a fixed notional. All tensors are [N] float64.
 """
 
 from __future__ import annotations
@@ -14,9 +15,9 @@ from trade_agent.envs.accounting import TINY
 from trade_agent.envs.rules import MarketRules
 
 
-def simple_return(equity: Tensor, next_equity: Tensor) -> Tensor:
-    """R; 0 for an account that is ruined and no longer moves, also at zero equity."""
-    return (next_equity - equity) / equity.clamp(min=TINY)
+def simple_return(equity: Tensor, next_equity: Tensor, base: Tensor) -> Tensor:
+    """R, the gain over ``base``; 0 for an account that is ruined and no longer moves, also at zero equity."""
+    return (next_equity - equity) / base.clamp(min=TINY)
 
 
 def log_return(returns: Tensor, floor: float) -> Tensor:
@@ -64,7 +65,7 @@ def step_reward(
     rules: MarketRules, equity: Tensor, next_equity: Tensor, peak: Tensor, next_peak: Tensor, memory: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Reward [N] float64, at least ``rules.reward_floor``, and the next memory."""
-    returns = simple_return(equity, next_equity)
+    returns = simple_return(equity, next_equity, rules.base(equity))
     if rules.reward == "log_return":
         return log_return(returns, rules.reward_floor), memory
     if rules.reward == "differential_sharpe":

@@ -12,7 +12,9 @@ from torch import Tensor
 from trade_agent.errors import ConfigError
 
 FILLS = ("next_open", "next_close", "same_close")
+SIZINGS = ("equity", "fixed_notional")
 REWARDS = ("log_return", "differential_sharpe", "mean_variance", "drawdown_penalised")
+ARITHMETIC_REWARDS = ("differential_sharpe", "mean_variance")
 
 _NON_NEGATIVE = (
     "commission_bps",
@@ -31,10 +33,12 @@ _POSITIVE = ("max_leverage", "max_weight", "periods_per_year", "initial_equity",
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MarketRules:
-    """Settings of the market. Weights are fractions of equity, rates without a unit in their name are annual.
+    """Settings of the market. Weights are fractions of equity (see sizing), rates are annual unless named otherwise.
 
     fill: price at which an order decided at the close of bar t fills: ``next_open`` open of t+1, ``next_close`` close
         of t+1, ``same_close`` close of t (optimistic: that close is in the observation).
+    sizing: what weights, turnover and rewards are fractions of: ``equity`` as it stands at the fill, or
+        ``fixed_notional``, the initial equity throughout, so that profits add up instead of compounding.
     latency_bars: further bars until the fill; orders on their way are part of the observation.
     max_leverage: bound on the sum of absolute target weights. max_weight: bound on each. Both bind the order; between
         fills weights drift with prices, and a suspended asset keeps its weight.
@@ -55,6 +59,7 @@ class MarketRules:
     """
 
     fill: str = "next_open"
+    sizing: str = "equity"
     latency_bars: int = 0
     max_leverage: float = 1.0
     max_weight: float = 1.0
@@ -80,8 +85,15 @@ class MarketRules:
     def __post_init__(self) -> None:
         if self.fill not in FILLS:
             raise ConfigError(f"env.fill is {self.fill!r}", f"use one of {', '.join(FILLS)}")
+        if self.sizing not in SIZINGS:
+            raise ConfigError(f"env.sizing is {self.sizing!r}", f"use one of {', '.join(SIZINGS)}")
         if self.reward not in REWARDS:
             raise ConfigError(f"env.reward is {self.reward!r}", f"use one of {', '.join(REWARDS)}")
+        if self.sizing == "fixed_notional" and self.reward not in ARITHMETIC_REWARDS:
+            raise ConfigError(
+                f"env.reward={self.reward} compounds and env.sizing=fixed_notional does not",
+                f"use one of {', '.join(ARITHMETIC_REWARDS)}",
+            )
         for name in _NON_NEGATIVE:
             setting = getattr(self, name)
             for value in setting.tolist() if isinstance(setting, Tensor) else [setting]:
@@ -104,6 +116,10 @@ class MarketRules:
     def ruin_equity(self) -> float:
         """Equity, in money, at or below which the account is ruined."""
         return self.maintenance * self.initial_equity
+
+    def base(self, equity: Tensor) -> Tensor:
+        """Money [N] that a weight of 1 stands for, at this equity [N]."""
+        return equity if self.sizing == "equity" else torch.full_like(equity, self.initial_equity)
 
     @property
     def linear_cost(self) -> float | Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import io
+import math
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -45,20 +45,14 @@ class FeatureCache:
 
     def load_values(self, key: str, shape: tuple[int, ...]) -> np.ndarray | None:
         """The float32 array of this shape, or None."""
-        data = self._read(f"{key}.npy")
-        if data is None:
+        data = self._read(f"{key}.f4")
+        if data is None or len(data) != 4 * math.prod(shape):
             return None
-        try:
-            values = np.load(io.BytesIO(data), allow_pickle=False)
-        except (ValueError, EOFError):
-            return None
-        return values if values.dtype == np.float32 and values.shape == shape else None
+        return np.frombuffer(bytearray(data), "<f4").reshape(shape)
 
     def save_values(self, key: str, values: np.ndarray) -> None:
-        """Keep a float32 array."""
-        buffer = io.BytesIO()
-        np.save(buffer, values, allow_pickle=False)
-        self._write(f"{key}.npy", buffer.getvalue())
+        """Keep a float32 array; who loads it knows its shape."""
+        self._write(f"{key}.f4", values.astype("<f4").tobytes())
 
     def load_state(self, key: str) -> dict[str, Any] | None:
         """The state of a fitted pipeline, or None."""
@@ -74,7 +68,7 @@ class FeatureCache:
         """Keep the state of a fitted pipeline."""
         self._write(f"{key}.pkl", safe_io.dump_arrays(state))
 
-    # A file is its content followed by the SHA-256 of it; numpy and pickle both ignore what comes after their end.
+    # A file is its content followed by the SHA-256 of it.
 
     def _read(self, name: str) -> bytes | None:
         path = self.folder / name

@@ -101,7 +101,12 @@ def _replace(bars: Bars, start: int, assets: np.ndarray, rng: np.random.Generato
     tradable = bars.tradable.copy()
     if move_gaps:
         tradable[start:, assets] = rng.random(shape) < 0.9
-    changed: dict[str, Any] = {"tradable": tradable}
+    signals = {}
+    for name, values in bars.signals.items():
+        signal = values.copy()
+        signal[start:, assets] = rng.standard_normal(shape)
+        signals[name] = np.where(tradable, signal, np.nan)
+    changed: dict[str, Any] = {"tradable": tradable, "signals": signals}
     for name, values in columns.items():
         column = getattr(bars, name).copy()
         column[start:, assets] = values

@@ -5,14 +5,14 @@ Every feature is a function of ONE asset's bars up to and including bar t, scale
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from trade_agent.preprocessing import calendars, indicators, returns, volatility, volume
-from trade_agent.preprocessing.series import COLUMNS
+from trade_agent.preprocessing.series import COLUMNS, signal
 
 Params = Mapping[str, Any]
 
@@ -27,7 +27,7 @@ class Feature:
 
     compute(series, **params) -> [T, k] float64; outputs(params, bar_seconds) -> k pairs (name, unit); warmup(params) ->
     the number of first bars whose values are not usable; ``columns``: what it reads; ``defaults``: every parameter, a
-    whole number, a number or a tuple of whole numbers; ``least``: the smallest value a whole number may take;
+    whole number, a number, a text or a tuple of whole numbers; ``least``: the smallest value a whole number may take;
     problem(params) -> what is wrong with the parameters taken together, "" when nothing is.
     """
 
@@ -35,7 +35,7 @@ class Feature:
     outputs: Callable[[Params, int], list[tuple[str, str]]]
     warmup: Callable[[Params], int]
     columns: tuple[str, ...]
-    defaults: Mapping[str, int | float | tuple[int, ...]]
+    defaults: Mapping[str, int | float | str | tuple[int, ...]]
     least: int = 1
     problem: Callable[[Params], str] = lambda params: ""
 
@@ -227,10 +227,20 @@ FEATURES: dict[str, Feature] = {
         columns=(),
         defaults={},
     ),
+    # A column of the data that is no price, see Bars.signals.
+    "signal": Feature(
+        compute=signal,
+        outputs=lambda params, bar_seconds: [(params["name"], "as in the source")],
+        warmup=lambda params: 0,
+        columns=(),  # that of its parameter, see columns_of
+        defaults={"name": ""},
+        problem=lambda params: "" if params["name"] else "name must be a signal of the data",
+    ),
 }
 
 
-def columns_of(names: list[str]) -> list[str]:
-    """The columns that the named features read together, in the order open, high, low, close, volume."""
-    read = {column for name in names for column in FEATURES[name].columns}
-    return [column for column in COLUMNS if column in read]
+def columns_of(steps: Sequence[tuple[str, Params]]) -> list[str]:
+    """The columns that features (name, params) read together: of open, high, low, close, volume, then signals."""
+    read = {column for name, _ in steps for column in FEATURES[name].columns}
+    signals = dict.fromkeys(params["name"] for name, params in steps if name == "signal")
+    return [*(column for column in COLUMNS if column in read), *signals]

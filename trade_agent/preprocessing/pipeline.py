@@ -17,7 +17,7 @@ from trade_agent.data.bars import Bars
 from trade_agent.errors import PreprocessingError
 from trade_agent.preprocessing.features import FEATURES, FLAG, UNSCALED_UNITS, columns_of
 from trade_agent.preprocessing.schema import check_input, check_names, contract_differences
-from trade_agent.preprocessing.series import AssetSeries, asset_series
+from trade_agent.preprocessing.series import COLUMNS, AssetSeries, asset_series
 from trade_agent.preprocessing.specs import StepSpec, complete_steps
 from trade_agent.preprocessing.steps import TRANSFORMS
 
@@ -160,7 +160,7 @@ class PreprocessingPipeline:
         Raises PreprocessingError, naming the column, for bars that do not fit the schema, and when all is warm-up.
         """
         state = self._state
-        self.check_input({name: getattr(bars, name) for name in self._columns}, bar_seconds=bars.bar_seconds)
+        self.check_input(_given(bars, self._columns), bar_seconds=bars.bar_seconds)
         warmup = self.warmup_bars
         if bars.num_bars <= warmup:
             raise PreprocessingError(
@@ -237,7 +237,7 @@ class PreprocessingPipeline:
 
     @property
     def _columns(self) -> list[str]:
-        return columns_of([step.name for step in self._features])
+        return columns_of([(step.name, step.params) for step in self._features])
 
     def _outputs(self, bar_seconds: int) -> list[tuple[str, str]]:
         return [o for step in self._features for o in FEATURES[step.name].outputs(step.params, bar_seconds)]
@@ -302,7 +302,14 @@ def _series(bars: Bars, asset: int, rows: np.ndarray) -> AssetSeries:
         close=bars.close[rows, asset],
         volume=bars.volume[rows, asset],
         bar_seconds=bars.bar_seconds,
+        signals={name: values[rows, asset] for name, values in bars.signals.items()},
     )
+
+
+def _given(bars: Bars, columns: Sequence[str]) -> dict[str, np.ndarray]:
+    """Those of ``columns`` that the bars have."""
+    known = {name: getattr(bars, name) for name in COLUMNS} | dict(bars.signals)
+    return {name: known[name] for name in columns if name in known}
 
 
 def _check_state(state: Mapping[str, Any]) -> None:

@@ -6,7 +6,8 @@ bar of that asset, and TA-Lib would never recover from the NaN it carries.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -22,7 +23,7 @@ class AssetSeries:
 
     ``timestamps`` [T] datetime64[ns] UTC, the moment each bar opens; prices [T] in units of the first close, so that
     the absolute thresholds inside TA-Lib (1e-14) mean the same for a price of 0.0001 and one of 50,000; ``volume`` [T]
-    in the unit of the source, 0 where there is none. Nothing is NaN.
+    in the unit of the source, 0 where there is none; ``signals`` [T] each, as they came. Nothing is NaN.
     """
 
     timestamps: np.ndarray
@@ -32,6 +33,7 @@ class AssetSeries:
     close: np.ndarray
     volume: np.ndarray
     bar_seconds: int
+    signals: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
 def asset_series(
@@ -44,6 +46,7 @@ def asset_series(
     close: np.ndarray,
     volume: np.ndarray,
     bar_seconds: int,
+    signals: Mapping[str, np.ndarray] | None = None,
 ) -> AssetSeries:
     """Build an AssetSeries from float64 columns [T] of one symbol; the prices are divided by the first close.
 
@@ -55,7 +58,8 @@ def asset_series(
         _refuse(~(np.isfinite(values) & (values > 0.0)), name, values, "a finite price above 0", symbol, timestamps)
     _refuse(~(np.isfinite(volume) & (volume >= 0.0)), "volume", volume, "finite and not negative", symbol, timestamps)
     unit = close[0] if len(close) else 1.0
-    return AssetSeries(timestamps, open / unit, high / unit, low / unit, close / unit, volume, bar_seconds)
+    prices = (open / unit, high / unit, low / unit, close / unit)
+    return AssetSeries(timestamps, *prices, volume, bar_seconds, signals or {})
 
 
 def _refuse(bad: np.ndarray, column: str, values: np.ndarray, wanted: str, symbol: str, timestamps: np.ndarray) -> None:
@@ -65,6 +69,14 @@ def _refuse(bad: np.ndarray, column: str, values: np.ndarray, wanted: str, symbo
             f"column '{column}' of {symbol} is {values[row]} at {timestamps[row]}, expected {wanted}",
             "correct the data or mark the bar as not tradable",
         )
+
+
+def signal(series: AssetSeries, *, name: str) -> np.ndarray:
+    """A column of the source as it is, [T, 1]. Raises PreprocessingError where the bars have none of that name."""
+    if name not in series.signals:
+        known = ", ".join(series.signals) or "none"
+        raise PreprocessingError(f"the bars have no signal '{name}'", f"they have: {known}")
+    return series.signals[name][:, None]
 
 
 def lagged(values: np.ndarray, lag: int) -> np.ndarray:

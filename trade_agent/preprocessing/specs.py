@@ -62,8 +62,12 @@ def _complete(step: StepSpec) -> StepSpec:
     return StepSpec(step.name, params)
 
 
-def _value(value: Any, default: int | float | tuple[int, ...], where: str, least: int) -> Any:
-    if isinstance(default, tuple):
+def _value(value: Any, default: int | float | str | tuple[int, ...], where: str, least: int) -> Any:
+    if isinstance(default, str):
+        if isinstance(value, str):
+            return value
+        wanted = "a text"
+    elif isinstance(default, tuple):
         numbers = list(value) if isinstance(value, Sequence) and not isinstance(value, str) else []
         if numbers and len(set(map(str, numbers))) == len(numbers):
             return [_value(number, 0, where, least) for number in numbers]

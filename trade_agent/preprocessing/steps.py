@@ -27,7 +27,7 @@ class Transform:
     fit: Callable[[np.ndarray, Params], Arrays]
     apply: Callable[[np.ndarray, Arrays, Params], np.ndarray]
     arrays: tuple[str, ...]
-    defaults: Mapping[str, int | float | tuple[int, ...]]
+    defaults: Mapping[str, int | float | str | tuple[int, ...]]
     least: int = 1
     problem: Callable[[Params], str] = lambda params: ""
 

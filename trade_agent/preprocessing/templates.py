@@ -6,6 +6,8 @@ parent can be reused only where the contracts are equal. ``minimal`` and ``full`
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from trade_agent.errors import PreprocessingError
 from trade_agent.preprocessing.specs import StepSpec
 
@@ -75,8 +77,11 @@ TEMPLATES: dict[str, tuple[StepSpec, ...]] = {
 }
 
 
-def template_steps(name: str) -> tuple[StepSpec, ...]:
-    """The steps of a template; PreprocessingError lists the names for an unknown one."""
+def template_steps(name: str, signals: Sequence[str] = ()) -> tuple[StepSpec, ...]:
+    """The steps of a template, after those for the ``signals`` that the data bring with them.
+
+    PreprocessingError lists the names for an unknown template.
+    """
     if name not in TEMPLATES:
         raise PreprocessingError(f"unknown preprocessing template '{name}'", f"choose from: {', '.join(TEMPLATES)}")
-    return TEMPLATES[name]
+    return (*(StepSpec("signal", {"name": signal}) for signal in signals), *TEMPLATES[name])

@@ -111,7 +111,7 @@ class ModelMetadata:
     def to_json(self) -> bytes:
         """Canonical bytes, with a checksum over all fields: an altered bit is noticed even without a second copy."""
         fields = dataclasses.asdict(self)
-        return safe_io.canonical_json(fields | {"checksum": _checksum(fields)})
+        return safe_io.canonical_json(fields | {"checksum": safe_io.checksum(fields)})
 
     @classmethod
     def from_json(cls, data: bytes, *, name: str) -> "ModelMetadata":
@@ -126,15 +126,9 @@ class ModelMetadata:
             raise RegistryError(
                 f"{name} is not model metadata of schema {SCHEMA} (found {found!r})", "use the program that wrote it"
             )
-        fields = {key: item for key, item in value.items() if key != "checksum"}
-        if value.get("checksum") != _checksum(fields):
-            raise RegistryError(f"{name} was altered: its checksum does not fit", "restore it from a backup")
+        fields = safe_io.without_checksum(value, name=name)
         metadata: ModelMetadata = build(cls, fields, name)
         return metadata
-
-
-def _checksum(fields: dict[str, Any]) -> str:
-    return safe_io.sha256_bytes(safe_io.canonical_json(fields, indent=None))
 
 
 def plain_hash(value: dict[str, Any]) -> str:

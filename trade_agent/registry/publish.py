@@ -25,6 +25,7 @@ from trade_agent.errors import RegistryError
 from trade_agent.registry.layout import Layout, link_new, names
 from trade_agent.registry.metadata import ModelMetadata
 from trade_agent.registry.naming import file_names, metadata_file
+from trade_agent.registry.signing import signature_file
 from trade_agent.registry.snapshot import read_metadata
 from trade_agent.registry.versions import NextVersion, Version, next_version
 
@@ -38,7 +39,8 @@ RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.=,+-]{0,127}")
 class Draft:
     """A model without its number. ``describe`` makes the metadata once the number is known.
 
-    ``files`` maps the roles model, preprocessor and config to their bytes.
+    ``files`` maps the roles model, preprocessor and config to their bytes. ``sign`` makes the signature of the metadata
+    of a version, None where the registry does not sign.
     """
 
     model_type: str
@@ -48,6 +50,7 @@ class Draft:
     at_least: str | None
     files: dict[str, bytes]
     describe: Callable[[NextVersion], ModelMetadata]
+    sign: Callable[[bytes, str], bytes] | None = None
 
 
 def publish(layout: Layout, draft: Draft) -> ModelMetadata:
@@ -147,6 +150,9 @@ def _commit(layout: Layout, draft: Draft, metadata: ModelMetadata, scratch: Path
         if not link_new(scratch / role, folder / final[role]):
             raise RegistryError(f"{folder / final[role]} exists, although its number was free", "move it away")
     layout.write_new(scratch / "metadata", metadata.to_json())
+    if draft.sign is not None:  # before the commit: a model is never seen without its signature
+        layout.write_new(scratch / "signature", draft.sign(metadata.to_json(), metadata.version))
+        link_new(scratch / "signature", folder / signature_file(metadata.version))
     layout.sync(folder)
     committed = link_new(scratch / "metadata", folder / metadata_file(metadata.version))
     layout.sync(folder)

@@ -30,6 +30,7 @@ from trade_agent.registry.metadata import (
 )
 from trade_agent.registry.naming import METADATA_FILE, MODEL_ID, check_model_type, file_names, metadata_file, model_id
 from trade_agent.registry.publish import Draft, find_metadata, publish
+from trade_agent.registry.signing import Signing, signature_file
 from trade_agent.registry.snapshot import (
     ARCHIVED,
     ModelRecord,
@@ -70,12 +71,15 @@ class ModelRegistry:
     """Models under ``root``. Several processes, also on several hosts, may use one root at once.
 
     ``durability`` full waits for the disk before a registration is reported, relaxed leaves that to the system.
+    ``signing`` says whether models are signed and signatures checked, by default not.
     """
 
-    def __init__(self, root: Path | str, durability: str = "full") -> None:
+    def __init__(self, root: Path | str, durability: str = "full", signing: Signing | None = None) -> None:
         if durability not in DURABILITIES:
             raise RegistryError(f"durability {durability!r} is unknown", f"use one of {', '.join(DURABILITIES)}")
         self.layout = Layout(root, durable=durability == "full")
+        self.signing = signing or Signing()
+        self.signing.check(self.root)
         self.layout.check_format()
 
     @property
@@ -157,6 +161,7 @@ class ModelRegistry:
             contract_hash, recipe_hash = plain_hash(full_contract), plain_hash(full_recipe)
         except ValueError as error:
             raise RegistryError(f"{model_type} cannot be stored: {error}", "pass plain values and tensors") from error
+        self.signing.check(self.root, writes=True)
         for parent in parents:
             self._check_parent(parent)
         draft_metadata = ModelMetadata(
@@ -217,6 +222,7 @@ class ModelRegistry:
                     at_least=bump,
                     files=files,
                     describe=describe,
+                    sign=None if self.signing.mode == "off" else self.signing.sign,
                 ),
             )
         try:
@@ -246,6 +252,25 @@ class ModelRegistry:
                     number += 1
                 self.layout.sync(self.layout.events)
             refresh(self.layout)
+
+    def sign(self, reference: str) -> Path:
+        """Sign a model that was registered without a signature, and return the new file; the model is verified first.
+
+        Raises RegistryError where signing is off or a signature exists.
+        """
+        if self.signing.mode == "off":
+            raise RegistryError("signing is off", "use registry.signing=sign")
+        record = self._record(reference, include_archived=True)
+        ModelRegistry(self.root).load(record.id, include_archived=True)
+        folder = self.root / posixpath.dirname(record.file)
+        path = folder / signature_file(record.version)
+        metadata = self._metadata(record).to_json()
+        with storage_errors(f"signing {record.id}"), self.layout.scratch() as scratch:
+            self.layout.write_new(scratch / "signature", self.signing.sign(metadata, record.version))
+            if not link_new(scratch / "signature", path):
+                raise RegistryError(f"{path} exists", "move it away first if it is not to be believed")
+            self.layout.sync(folder)
+        return path
 
     def rebuild(self) -> None:
         """Write ``registry.json`` from metadata and events alone."""
@@ -296,12 +321,14 @@ class ModelRegistry:
         """Load a model. Each file is read once, its digest compared, and those very bytes are loaded.
 
         Raises:
-            RegistryError: the reference is unknown, or a file is missing or altered; names file and both digests.
+            RegistryError: the reference is unknown, a file is missing or altered (names it and both digests), or its
+                signature is not what ``signing`` asks for.
             UnsafeFileError: a file holds more than data.
         """
         record = self._record(reference, include_archived=include_archived)
         metadata = self._metadata(record)
         folder = self.root / posixpath.dirname(record.file)
+        self.signing.verify(folder, metadata.version, record.metadata_sha256)
         names = file_names(metadata.model_id, metadata.version)
         if metadata.files.keys() != set(names.values()):
             raise RegistryError(f"the metadata of {record.id} names the files {sorted(metadata.files)}")

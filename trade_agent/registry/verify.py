@@ -10,11 +10,14 @@ from trade_agent.registry.layout import Layout, names
 from trade_agent.registry.metadata import ModelMetadata, check_config
 from trade_agent.registry.naming import METADATA_FILE, MODEL_TYPES, file_names, metadata_file
 from trade_agent.registry.publish import read_claim, run_claims
+from trade_agent.registry.signing import Signing, signature_file
 from trade_agent.registry.snapshot import ARCHIVED, View, event_numbers, read_event, read_metadata, read_view
 from trade_agent.registry.versions import Version
 
 ERROR, NOTE = "error", "note"
-_DATA_FILE = re.compile(r".+_v(\d+\.\d+\.\d+)_grade_.+\.pth|(?:preprocessor|config)_v(\d+\.\d+\.\d+)\.(?:pkl|json)")
+_DATA_FILE = re.compile(
+    r".+_v(\d+\.\d+\.\d+)_grade_.+\.pth|(?:preprocessor|config|metadata)_v(\d+\.\d+\.\d+)\.(?:pkl|json|sig)"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,9 +39,10 @@ class _Model:
 class _Check:
     """Collects findings; ``damaged`` are the ids of models with an error."""
 
-    def __init__(self, root: Path, *, deep: bool) -> None:
+    def __init__(self, root: Path, *, deep: bool, signing: Signing) -> None:
         self.layout = Layout(root, durable=False)
         self.deep = deep
+        self.signing = signing
         self.findings: list[Finding] = []
         self.models: dict[str, _Model] = {}
         self.damaged: set[str] = set()
@@ -51,14 +55,16 @@ class _Check:
         self.findings.append(Finding(severity, kind, str(shown), message))
 
 
-def verify(root: Path | str, *, deep: bool = False) -> list[Finding]:
+def verify(root: Path | str, *, deep: bool = False, signing: Signing | None = None) -> list[Finding]:
     """Return what is wrong under ``root``; an empty list, or one of notes only, means that all is well.
 
     Checks every digest and size, missing and unknown files, names against content, claims against metadata, parents
     recursively, events without gaps, aliases, and ``registry.json`` against what metadata and events say. ``deep`` also
-    loads every file through the gate and recomputes the weights' digest. Nothing is changed.
+    loads every file through the gate and recomputes the weights' digest; ``signing`` also checks signatures. Nothing is
+    changed. Raises RegistryError where signatures are to be checked and there is no trusted key.
     """
-    check = _Check(Path(root), deep=deep)
+    check = _Check(Path(root), deep=deep, signing=signing or Signing())
+    check.signing.check(check.layout.root)
     try:
         check.layout.check_format()
     except RegistryError as error:
@@ -70,6 +76,7 @@ def verify(root: Path | str, *, deep: bool = False) -> list[Finding]:
             except (RegistryError, OSError) as error:
                 check.add(ERROR, "folder", check.layout.root / model_type, str(error))
         _check_claims(check, model_type)
+    _check_preprocessors(check)
     _check_parents(check)
     _check_events(check)
     _check_snapshot(check)
@@ -99,8 +106,13 @@ def _check_folder(check: _Check, model_type: str, archived: bool) -> None:
             expected.update(name for name in names(folder) if _version_of(name) == version)
             continue
         check.models[metadata.model_id] = _Model(metadata, safe_io.sha256_bytes(data))
-        expected.update(metadata.files)
+        expected.update({*metadata.files, signature_file(version)})
         _check_files(check, metadata, folder)
+        try:
+            check.signing.verify(folder, version, safe_io.sha256_bytes(data))
+        except RegistryError as error:
+            check.damaged.add(metadata.model_id)
+            check.add(ERROR, "signature", folder / signature_file(version), f"{metadata.model_id}: {error}")
     claimed = set(check.layout.claimed(model_type))
     for name in names(folder):
         if name in expected:
@@ -178,6 +190,36 @@ def _check_claims(check: _Check, model_type: str) -> None:
     for name in names(claims):
         if name not in known:
             check.add(ERROR, "unknown", claims / name, "is not a claim")
+
+
+def _check_preprocessors(check: _Check) -> None:
+    """The store of pipelines, as ``training.preprocessor_manager`` writes it; its cache may be deleted at any time."""
+    folder = check.layout.root / "preprocessors"
+    known = {"cache"}
+    for name in names(folder):
+        match = METADATA_FILE.fullmatch(name)
+        if match is None:
+            continue
+        data_file = folder / f"preprocessor_v{match['version']}.pkl"
+        known |= {name, data_file.name}
+        try:
+            recorded = safe_io.read_checked_json(folder / name).get("sha256")
+        except RegistryError as error:
+            check.add(ERROR, "preprocessor", folder / name, str(error))
+            continue
+        try:
+            data = safe_io.read_bytes(data_file, max_bytes=safe_io.MAX_ARRAY_BYTES)
+            digest = safe_io.sha256_bytes(data)
+            if digest != recorded:
+                raise RegistryError(f"altered: sha256 {digest} ({len(data)} bytes), recorded {recorded}")
+            if check.deep:
+                safe_io.load_arrays(data, name=data_file.name)
+        except RegistryError as error:
+            check.add(ERROR, "preprocessor", data_file, str(error))
+    for name in names(folder):
+        if name not in known:
+            severity = NOTE if re.fullmatch(r"preprocessor_v[\d.]+\.pkl|\..+", name) else ERROR
+            check.add(severity, "preprocessor", folder / name, "has no metadata: unfinished, or its metadata is gone")
 
 
 def _check_parents(check: _Check) -> None:

@@ -100,6 +100,7 @@ def source_arguments(data: DataConfig) -> dict[str, Any]:
 def market_rules(env: EnvConfig, periods_per_year: float) -> MarketRules:
     return MarketRules(
         fill=env.fill,
+        sizing=env.sizing,
         latency_bars=env.latency_bars,
         max_leverage=env.max_leverage,
         max_weight=env.max_weight,
@@ -127,7 +128,7 @@ def build_dataset(
     loaded: LoadedData, config: TrainingConfig, *, window_bars: int, horizons: Sequence[int], device: torch.device
 ) -> MarketDataset:
     """Split, fit the pipeline on train rows only, transform everything, put it on the device."""
-    pipeline = new_pipeline(config.preprocessing, adjusted=config.data.adjust)
+    pipeline = new_pipeline(config.preprocessing, adjusted=config.data.adjust, signals=list(loaded.bars.signals))
     split = chronological_split(
         num_bars=loaded.bars.num_bars,
         warmup_bars=pipeline.warmup_bars,
@@ -177,9 +178,11 @@ def check_listed(loaded: LoadedData, split: Split) -> None:
             )
 
 
-def new_pipeline(preprocessing: PreprocessingConfig, *, adjusted: bool) -> PreprocessingPipeline:
-    """The steps of the template, or the user's own list when there is one."""
+def new_pipeline(
+    preprocessing: PreprocessingConfig, *, adjusted: bool, signals: Sequence[str] = ()
+) -> PreprocessingPipeline:
+    """The steps of the template on top of the data's signals, or the user's own list when there is one."""
     own = [StepSpec(step.name, dict(step.params)) for step in preprocessing.steps]
     return PreprocessingPipeline(
-        own or template_steps(preprocessing.template), prices="adjusted" if adjusted else "raw"
+        own or template_steps(preprocessing.template, signals), prices="adjusted" if adjusted else "raw"
     )

@@ -136,6 +136,7 @@ def agent_spec(
         return off_policy | {
             "alpha_learning_rate": model.alpha_learning_rate * learning_rate_scale,
             "initial_alpha": model.initial_alpha,
+            "target_entropy": model.target_entropy,
         }
     return off_policy | {
         "policy_delay": model.policy_delay,

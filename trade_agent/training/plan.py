@@ -127,11 +127,22 @@ def _of_type(registry: ModelRegistry, reference: str, model_type: str, option: s
             f"{option}={reference} is a {model.model_type}, this run needs a {model_type}",
             f"see: trade-agent list --type {model_type}",
         )
+    if model.contract.get("foreign"):
+        raise RegistryError(
+            f"{model.model_id} was imported without a training contract, so nobody knows what its inputs mean",
+            "it can be loaded, but nothing can be trained on it",
+        )
     return model
 
 
 def _parent_id(model: ModelMetadata, role: str) -> str:
-    return next(parent.id for parent in model.parents if parent.role == role)
+    found = next((parent.id for parent in model.parents if parent.role == role), None)
+    if found is None:
+        raise RegistryError(
+            f"{model.model_id} was imported without its {role}",
+            f"import the {role} first, then {model.model_type} again",
+        )
+    return found
 
 
 def build_plan(config: TrainingConfig, registry: ModelRegistry, dataset: MarketDataset, references: References) -> Plan:

@@ -203,7 +203,8 @@ class PreprocessorManager:
                 steps=tuple({"name": step.name, "params": dict(step.params)} for step in pipeline.steps),
                 sha256=safe_io.sha256_bytes(data),
             )
-            _write_new(temporary, safe_io.canonical_json(asdict(metadata)))
+            stored = asdict(metadata)
+            _write_new(temporary, safe_io.canonical_json(stored | {"checksum": safe_io.checksum(stored)}))
             if not _link_new(temporary, self.root / f"metadata_{_text(version)}.json"):
                 raise RegistryError(f"{self.root} already has metadata of {_text(version)} without its file", _RESTORE)
             safe_io.sync_directory(self.root)
@@ -268,9 +269,9 @@ def _link_new(source: Path, target: Path) -> bool:
 
 
 def _read_metadata(path: Path, version: str) -> PreprocessorMetadata:
-    content = safe_io.read_json(path)
+    content = safe_io.read_checked_json(path)
     names = [field.name for field in fields(PreprocessorMetadata)]
-    if not isinstance(content, dict) or sorted(content) != sorted(names) or content["version"] != version:
+    if sorted(content) != sorted(names) or content["version"] != version:
         raise RegistryError(f"{path} is not the metadata of preprocessor {version}", _RESTORE)
     texts = ("version", "content_hash", "contract_hash", "data_fingerprint", "created", "sha256")
     lists = ("feature_names", "rows", "steps")

@@ -14,6 +14,7 @@ from trade_agent.errors import ConfigError, RegistryError
 from trade_agent.evaluation.grading import MODEL_KINDS, GradePolicy, policy_from_dict
 from trade_agent.registry.environment import describe_environment
 from trade_agent.registry.metadata import DataInfo, ModelMetadata, Objective, PreprocessorInfo, plain_hash
+from trade_agent.registry.signing import Signing
 from trade_agent.registry.store import ModelRegistry
 from trade_agent.training.dataset import MarketDataset, build_dataset, load_data
 from trade_agent.training.device import DeviceManager
@@ -49,7 +50,9 @@ class UnifiedTrainingManager:
         self.config = with_run_id(config)  # a config may be run twice: a run id names one run in the registry
         self.run_dir = run_dir or default_run_dir(config)
         self.progress = ProgressReporter(quiet)
-        self.registry = ModelRegistry(Path(config.paths.models))
+        keys = config.registry.keys
+        signing = Signing(config.registry.signing, Path(keys) if keys else None)
+        self.registry = ModelRegistry(Path(config.paths.models), signing=signing)
         self.preprocessors = PreprocessorManager(Path(config.paths.models) / "preprocessors")
         device = config.device
         self.devices = DeviceManager(name=device.name, strict=device.strict, threads=device.threads)
@@ -63,12 +66,13 @@ class UnifiedTrainingManager:
             print_plan(self.progress, plan, dataset, self.devices.report(), self.config)
             require_parents(plan, self.config)
             check_writable(Path(self.config.paths.models))
+            self.registry.signing.check(self.registry.root, writes=True)
             self.run_dir.mkdir(parents=True, exist_ok=True)
             self._write_run_files(dataset, plan)
             for planned in plan.stages:
                 if planned.found is None:
                     handler.stage = planned.key
-                    result, outcome = self._train(planned, plan, dataset)
+                    result, outcome = self.train_stage(planned, plan, dataset)
             memory = self.devices.memory_used_bytes()
             print_result(self.progress, result, outcome.comparisons, memory, self.run_dir)
             return result
@@ -87,7 +91,10 @@ class UnifiedTrainingManager:
                 cnn_lstm.check_folds(dataset, planned.model, config.trainer.cross_fit_folds)
         return dataset, plan
 
-    def _train(self, planned: PlannedStage, plan: Plan, dataset: MarketDataset) -> tuple[TrainingResult, StageOutcome]:
+    def train_stage(
+        self, planned: PlannedStage, plan: Plan, dataset: MarketDataset
+    ) -> tuple[TrainingResult, StageOutcome]:
+        """Train and register one stage of a plan, whose parents were found or trained before."""
         started = time.monotonic()
         target = planned is plan.target
         folder = self.run_dir if target else self.run_dir / "upstream" / planned.key
@@ -132,6 +139,8 @@ class UnifiedTrainingManager:
             pending += [parent.id for parent in ancestor.parents]
 
         def overlaps(model: ModelMetadata) -> bool:
+            if "test" not in model.data.splits:  # imported
+                return False
             start, stop = model.data.splits["test"]
             return model.data.symbols == symbols and start <= last and first <= stop
 
