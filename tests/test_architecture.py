@@ -106,5 +106,5 @@ def test_choices_of_the_config_are_those_of_the_code() -> None:
     assert set(SOURCES) == names("data") == options(schema.DataConfig, "source")
     assert set(SUFFIX_SOURCES.values()) <= set(SOURCES)
     assert options(schema.PreprocessingConfig, "template") == names("preprocessing") <= set(TEMPLATES)
-    assert options(schema.EnvConfig, "fill") == set(FILLS)
-    assert options(schema.EnvConfig, "reward") == set(REWARDS)
+    assert options(schema.MarketConfig, "fill") == set(FILLS)
+    assert options(schema.MarketConfig, "reward") == set(REWARDS)

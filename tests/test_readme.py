@@ -61,9 +61,9 @@ def test_every_command_runs_in_the_order_of_the_page(tmp_path: Path) -> None:
             assert re.fullmatch(
                 r"model_id: \w+_v\d+\.\d+\.\d+_grade_[A-F][+-]?_(acc|sharpe)_m?\d+\.\d+|.*Best value.*", last
             )
-    for block in blocks("python"):
+    for block, first_words in zip(blocks("python"), ("cnn_lstm_v", "equity "), strict=True):
         done = subprocess.run(
             [sys.executable, "-c", block], cwd=tmp_path, env=environment, capture_output=True, text=True
         )
         assert done.returncode == 0, done.stderr[-3000:]
-        assert done.stdout.startswith("cnn_lstm_v") or "cnn_lstm_v" in done.stdout
+        assert re.search(f"^{first_words}", done.stdout, flags=re.MULTILINE)

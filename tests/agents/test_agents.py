@@ -228,6 +228,39 @@ def test_sac_default_target_entropy_is_minus_the_action_dimension():
     assert make("sac", action_dim=7).target_entropy == -7.0
 
 
+@pytest.mark.parametrize("name", ["sac", "td3"])
+def test_the_discount_counts_the_steps_of_a_transition(name, batches):
+    batch = batches(0)
+    batch["next", "terminated"] = torch.zeros(32, 1, dtype=torch.bool)
+    batch["steps_to_next_obs"] = torch.tensor([1, 2, 3, 1] * 8).unsqueeze(1)
+    agent = make(name, gamma=0.5, **({"initial_alpha": 1e-12} if name == "sac" else {}))
+    constant_critics(agent, (8.0, 8.0))
+    bootstrapped = agent.target(batch) - batch["next", "reward"].squeeze(1)
+    assert_close(bootstrapped, torch.tensor([4.0, 2.0, 1.0, 4.0] * 8), atol=1e-5, rtol=0.0)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_layer_norm_is_of_the_critics_alone(name):
+    plain, normed = make(name), make(name, layer_norm=True)
+    more = set(normed.state_dict()) - set(plain.state_dict())
+    assert {key.split(".")[0] for key in more} == ({"critic"} if name == "ppo" else {"critic", "target_critic"})
+    actors = [agent.actor if name == "td3" else agent.policy for agent in (plain, normed)]
+    assert torch.equal(weights(actors[0]), weights(actors[1]))
+
+
+def test_ppo_starts_with_the_stated_deviation():
+    agent = make("ppo", initial_log_std=-1.0)
+    raw = agent.act(torch.zeros(50_000, 5), deterministic=False).raw
+    assert_close(raw.std(0), torch.full((2,), 0.36788), atol=0.005, rtol=0.0)
+
+
+def test_activations_are_those_that_were_asked_for():
+    for name in NAMES:
+        kinds = {type(module) for module in make(name, activation="elu").modules()}
+        assert nn.ELU in kinds
+        assert nn.ReLU not in kinds
+
+
 def weights(module):
     return torch.cat([parameter.detach().flatten() for parameter in module.parameters()])
 

@@ -54,9 +54,17 @@ def test_off_policy_agents_solve_a_one_step_task(agent_class):
     assert mean_reward(agent) > -0.02
 
 
-def test_ppo_solves_a_one_step_task():
+@pytest.mark.parametrize("policy", ["gaussian", "beta", "categorical"])
+def test_ppo_solves_a_one_step_task(policy):
     torch.manual_seed(0)
-    agent = PPO(observation_dim=2, action_dim=1, hidden_dims=(32, 32), learning_rate=3e-3)
+    agent = PPO(
+        observation_dim=2,
+        action_dim=1,
+        hidden_dims=(32, 32),
+        policy=policy,
+        actions=[-0.6, -0.3, 0.0, 0.3, 0.6],
+        learning_rate=3e-3,
+    )
     assert mean_reward(agent) < -0.15
     generator = torch.Generator().manual_seed(0)
     for _ in range(20):

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from tensordict import TensorDict
+from tensordict.nn import InteractionType, set_interaction_type
 from torch.testing import assert_close
 from torchrl.objectives import SoftUpdate
 
@@ -85,10 +86,21 @@ def test_td3(transitions):
     assert_same_gradients(agent.actor, loss.actor_network_params["module"])
 
 
+@pytest.mark.parametrize("policy", ["gaussian", "beta", "categorical"])
 @pytest.mark.parametrize("entropy_coefficient", [0.0, 0.02])
-def test_ppo(entropy_coefficient):
+def test_ppo(entropy_coefficient, policy):
     torch.manual_seed(1)
-    agent = PPO(observation_dim=5, action_dim=2, hidden_dims=(16, 16), entropy_coefficient=entropy_coefficient)
+    agent = PPO(
+        observation_dim=5,
+        action_dim=2,
+        hidden_dims=(16, 16),
+        policy=policy,
+        actions=[-1.0, -0.5, 0.5, 1.0],
+        entropy_coefficient=entropy_coefficient,
+    )
+    with torch.no_grad():
+        for parameter in agent.policy.parameters():  # away from the start, where every observation is treated alike
+            parameter.add_(0.3 * torch.randn_like(parameter))
     loss = ppo_loss(agent)
     observation = torch.randn(64, 5)
     act = agent.act(observation, deterministic=False)
@@ -103,7 +115,7 @@ def test_ppo(entropy_coefficient):
     theirs = TensorDict(
         {
             "observation": observation,
-            "action": act.action,
+            "action": act.raw.long() if policy == "categorical" else act.action,
             "action_log_prob": fields["log_prob"],
             "advantage": fields["advantage"].unsqueeze(1),
             "value_target": fields["value_target"].unsqueeze(1),
@@ -127,6 +139,42 @@ def test_ppo(entropy_coefficient):
     assert_same_gradients(agent.critic, loss.critic_network_params["module"])
 
 
+@pytest.mark.parametrize("name", ["sac", "td3"])
+def test_returns_over_several_steps(name, transitions):
+    """TorchRL reads the number of steps under the same key."""
+    torch.manual_seed(1)
+    batch = transitions()
+    batch["steps_to_next_obs"] = torch.randint(1, 4, (32, 1), generator=torch.Generator().manual_seed(2))
+    if name == "sac":
+        agent = SAC(observation_dim=5, action_dim=2, hidden_dims=(32, 32), gamma=0.9, initial_alpha=0.3)
+        loss = sac_loss(agent)
+    else:
+        agent = TD3(observation_dim=5, action_dim=2, hidden_dims=(32, 32), gamma=0.9)
+        loss = td3_loss(agent)
+    torch.manual_seed(7)
+    expected = loss(batch.clone())["loss_qvalue"]
+    torch.manual_seed(7)
+    critic = agent.losses(batch).critic if name == "sac" else agent.critic_loss(batch)[0]
+    assert_close(critic, expected, atol=1e-5, rtol=1e-5)
+    del batch["steps_to_next_obs"]
+    torch.manual_seed(7)
+    one_step = agent.losses(batch).critic if name == "sac" else agent.critic_loss(batch)[0]
+    assert (one_step - expected).abs() > 1e-3
+
+
+@pytest.mark.parametrize("agent_class", [SAC, TD3])
+def test_critics_with_layer_norm(agent_class, transitions):
+    torch.manual_seed(1)
+    agent = agent_class(observation_dim=5, action_dim=2, hidden_dims=(32, 32), layer_norm=True)
+    batch = transitions()
+    loss = (sac_loss if agent_class is SAC else td3_loss)(agent)
+    torch.manual_seed(7)
+    expected = loss(batch.clone())["loss_qvalue"]
+    torch.manual_seed(7)
+    critic = agent.losses(batch).critic if agent_class is SAC else agent.critic_loss(batch)[0]
+    assert_close(critic, expected, atol=1e-5, rtol=1e-5)
+
+
 def test_soft_update():
     torch.manual_seed(0)
     agent = SAC(observation_dim=3, action_dim=1, hidden_dims=(8,), tau=0.005)
@@ -141,6 +189,20 @@ def test_soft_update():
     network = loss.target_qvalue_network_params["module", "network"]
     for key, weight in zip(sorted(network.keys(), key=int), agent.target_critic.weights, strict=True):
         assert_close(weight.transpose(1, 2), network[key, "weight"], atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize(("policy", "action"), [("beta", "action"), ("categorical", "raw")])
+def test_actor_module_of_other_policies(policy, action):
+    torch.manual_seed(0)
+    agent = PPO(observation_dim=5, action_dim=2, hidden_dims=(16,), policy=policy, actions=[-1.0, 0.0, 1.0])
+    module, data = probabilistic_actor(agent.policy), TensorDict({"observation": torch.randn(8, 5)}, batch_size=[8])
+    sampled = module(data.clone())
+    batch = agent.policy(data["observation"])
+    raw = sampled["action"].float() if policy == "categorical" else (sampled["action"] + 1.0) / 2.0
+    assert_close(agent.policy.distribution.log_prob(raw, batch), sampled["action_log_prob"], atol=1e-5, rtol=1e-5)
+    with set_interaction_type(InteractionType.DETERMINISTIC):
+        certain = module(data.clone())["action"].float()
+    assert_close(certain, getattr(agent.act(data["observation"], deterministic=True), action))
 
 
 @pytest.mark.parametrize("agent_class", [PPO, SAC])

@@ -19,6 +19,7 @@ def numbered(first, count, private_dim=2, action_dim=1):
         reward=number * 2.0,
         terminated=t % 3 == 0,
         next_private=number.unsqueeze(1) + 1.0 + torch.arange(private_dim) / 10.0,
+        steps=1 + t % 5,
     )
 
 
@@ -33,7 +34,13 @@ def test_rows_come_back_whole_with_their_types():
     buffer = ReplayBuffer(capacity=10, private_dim=2, action_dim=3)
     buffer.extend(numbered(5, 6, action_dim=3))
     sample = buffer.sample(50, torch.Generator().manual_seed(0))
-    assert [part.dtype for part in sample] == [torch.int32, *[torch.float32] * 3, torch.bool, torch.float32]
+    assert [part.dtype for part in sample] == [
+        torch.int32,
+        *[torch.float32] * 3,
+        torch.bool,
+        torch.float32,
+        torch.int32,
+    ]
     assert set(sample.t.tolist()) == {5, 6, 7, 8, 9, 10}  # nothing of the rows that were never filled
     check_rows(sample)
 
@@ -68,6 +75,14 @@ def test_more_rows_than_capacity_is_refused():
 
 def test_a_transition_takes_at_most_64_bytes():
     assert ReplayBuffer(capacity=1, private_dim=6, action_dim=1).bytes_per_transition == 64
+
+
+def test_one_number_of_steps_serves_all_rows():
+    buffer = ReplayBuffer(capacity=4, private_dim=2, action_dim=1)
+    buffer.extend(numbered(0, 4)._replace(steps=1))
+    sample = buffer.sample(40, torch.Generator().manual_seed(0))
+    assert set(sample.steps.tolist()) == {1}
+    assert torch.equal(sample.terminated, sample.t % 3 == 0)
 
 
 def test_large_bar_indices_survive():

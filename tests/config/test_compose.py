@@ -16,13 +16,14 @@ def load(*overrides: str) -> schema.TrainingConfig:
 
 
 def test_the_files_are_those_that_these_tests_know() -> None:
-    assert len(FILES) == 59
+    assert len(FILES) == 60
 
 
 def options() -> list[str]:
     single = [f"{path.parent}={path.stem}" for path in FILES if str(path.parent) in GROUPS and path.stem != "base"]
-    files = ("data=csv", "data=parquet", "data=feather", "data=lean")
-    return [f"{option} data.path=x.csv" if option in files else option for option in single]
+    needs = dict.fromkeys(("data=csv", "data=parquet", "data=feather", "data=lean"), "data.path=x.csv")
+    needs["env=gymnasium"] = "stage=rl"
+    return [f"{option} {needs.get(option, '')}" for option in single]
 
 
 @pytest.mark.parametrize("option", options())

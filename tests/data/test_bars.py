@@ -84,3 +84,30 @@ def test_contradictions_are_refused(changes, message):
 def test_frozen():
     with pytest.raises(dataclasses.FrozenInstanceError):
         make().calendar = "XNYS"
+
+
+def signal(values=(1.0, -2.0, 3.0)):
+    column = np.array([[value, value] for value in values])
+    column[1, 1] = np.nan
+    return column
+
+
+def test_signals_are_part_of_the_content_and_of_every_cut():
+    bars = make(signals={"mood": signal()})
+    others = [make(), make(signals={"mood": signal((1.0, -2.0, 4.0))}), make(signals={"tone": signal()})]
+    assert len({bars.fingerprint, *(other.fingerprint for other in others)}) == 4
+    assert bars.rows(1, 3).signals["mood"][0, 0] == -2.0
+
+
+@pytest.mark.parametrize(
+    ("signals", "message"),
+    [
+        ({"mood": signal((1.0, np.nan, 3.0))}, "mood is not finite"),
+        ({"mood": np.ones((3, 2))}, "mood has a value where nothing traded"),
+        ({"mood": signal()[:2]}, "mood is float64 of shape"),
+        ({"close": signal()}, "a signal is called close"),
+    ],
+)
+def test_signals_that_do_not_fit_are_refused(signals, message):
+    with pytest.raises(DataError, match=message):
+        make(signals=signals)

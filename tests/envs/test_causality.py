@@ -30,7 +30,7 @@ def play(
 
 @pytest.mark.parametrize("fill", ["next_open", "next_close", "same_close"])
 @pytest.mark.parametrize("latency_bars", [0, 2])
-@pytest.mark.parametrize("reward", ["log_return", "differential_sharpe", "drawdown_penalised"])
+@pytest.mark.parametrize("reward", ["log_return", "differential_sharpe", "mean_variance", "drawdown_penalised"])
 def test_later_bars_change_nothing_earlier(
     fill: str, latency_bars: int, reward: str, random_series: SeriesFactory
 ) -> None:

@@ -36,6 +36,8 @@ settings_of_rules = st.fixed_dictionaries(
         "no_trade_band": st.sampled_from([0.0, 0.05, 0.3]),
         "maintenance": st.sampled_from([0.0, 0.2, 0.6]),
         "initial_equity": st.sampled_from([1e3, 1e6]),
+        "sizing": st.sampled_from(["equity", "fixed_notional"]),
+        "reward": st.just("mean_variance"),  # both sizings have it; money does not depend on the reward
     }
 )
 
@@ -49,12 +51,13 @@ def ledger(series: MarketSeries, rules: MarketRules, weights: np.ndarray) -> lis
     def trade(decided: int, price: np.ndarray, open_for: np.ndarray) -> None:
         nonlocal cash
         worth = cash + shares @ price
+        unit = worth if rules.sizing == "equity" else rules.initial_equity
         for a in range(len(shares)) if decided >= 0 and worth > level else ():
-            wish = weights[decided, a] * worth / price[a]
+            wish = weights[decided, a] * unit / price[a]
             amount = abs(wish - shares[a]) * price[a]
-            if tradable[decided, a] and open_for[a] and amount > max(rules.no_trade_band, 1e-9) * worth:
+            if tradable[decided, a] and open_for[a] and amount > max(rules.no_trade_band, 1e-9) * unit:
                 fee = max(rules.commission_bps * amount / 1e4, rules.commission_min)
-                fee += (rules.half_spread_bps + rules.slippage_bps) * amount / 1e4 + rules.impact * amount**2 / worth
+                fee += (rules.half_spread_bps + rules.slippage_bps) * amount / 1e4 + rules.impact * amount**2 / unit
                 cash, shares[a] = cash - (wish - shares[a]) * price[a] - fee, wish
 
     for t in range(len(weights)):
@@ -135,7 +138,8 @@ def test_gain_is_price_change_less_costs_less_financing(
         assert float(result.cost) >= 0.0
         assert float(result.financing) >= 0.0
         assert float(after.cash + (after.units * next_close).sum()) == pytest.approx(float(after.equity), rel=1e-12)
-        torch.testing.assert_close(result.weights, after.units * next_close / after.equity.unsqueeze(-1))
+        base = after.equity if rules.sizing == "equity" else rules.initial_equity
+        torch.testing.assert_close(result.weights, after.units * next_close / base)
         state = after
 
 

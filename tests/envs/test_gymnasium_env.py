@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium.utils.env_checker import check_env
-from gymnasium.vector import AutoresetMode
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from trade_agent.envs.episodes import observe
 from trade_agent.envs.gymnasium_env import MarketGymEnv, MarketVectorEnv
@@ -121,10 +122,81 @@ def test_the_seed_decides_the_start(arguments: Callable[..., dict[str, Any]]) ->
     other = [env.reset(seed=4)[1]["bar"], *(env.reset()[1]["bar"] for _ in range(8))]
     assert first == again
     assert first != other
-    batch = MarketVectorEnv(**arguments(), num_envs=20)
-    bars = batch.reset(seed=3)[1]["bar"].tolist()
-    assert bars == batch.reset(seed=3)[1]["bar"].tolist()
-    assert bars != batch.reset(seed=4)[1]["bar"].tolist()
+
+
+def test_the_batch_equals_gymnasiums_own_batch_of_single_environments(arguments: Callable[..., dict[str, Any]]) -> None:
+    options = arguments(num_assets=1, rules=RUINOUS, window_bars=2)
+    ours = MarketVectorEnv(**options, num_envs=12)
+    theirs = SyncVectorEnv([lambda: MarketGymEnv(**options)] * 12, autoreset_mode=AutoresetMode.SAME_STEP)
+    mask = np.arange(12) % 3 == 0
+    resets: list[dict[str, Any]] = [
+        {"seed": 5},
+        {},
+        {"seed": list(range(40, 52))},
+        {"seed": [7, None] * 6},
+        {"seed": list(range(60, 72)), "options": {"reset_mask": mask}},
+    ]
+    ours.action_space.seed(0)
+    ended = 0
+    for arguments_of_reset in resets:
+        observations, info = ours.reset(**copy.deepcopy(arguments_of_reset))
+        expected, expected_info = theirs.reset(**copy.deepcopy(arguments_of_reset))
+        chosen = arguments_of_reset.get("options", {}).get("reset_mask", np.ones(12, dtype=bool))
+        np.testing.assert_array_equal(info["bar"][chosen], expected_info["bar"][chosen])
+        np.testing.assert_allclose(observations, expected, rtol=1e-6)
+        for _ in range(25):
+            action = ours.action_space.sample()
+            observations, *outcome, info = ours.step(action)
+            expected, *expected_outcome, expected_info = theirs.step(action)
+            np.testing.assert_allclose(observations, expected, rtol=1e-6)
+            for mine, other in zip(outcome, expected_outcome, strict=True):
+                assert mine.dtype == other.dtype
+                np.testing.assert_allclose(mine, other, rtol=1e-6)
+            np.testing.assert_array_equal(info["bar"], expected_info["bar"])
+            np.testing.assert_allclose(info["equity"], expected_info["equity"])
+            assert ("final_info" in info) is ("final_info" in expected_info)
+            if "final_info" in info:
+                done = info["_final_info"]
+                np.testing.assert_array_equal(done, expected_info["_final_info"])
+                np.testing.assert_array_equal(info["_final_obs"], expected_info["_final_obs"])
+                final = expected_info["final_info"]
+                np.testing.assert_allclose(info["final_info"]["equity"][done], final["equity"][done])
+                np.testing.assert_allclose(
+                    info["final_obs"][done], np.stack(list(expected_info["final_obs"][done])), rtol=1e-6
+                )
+                ended += int(done.sum())
+    assert ended > 40
+
+
+def test_every_account_has_a_seed_of_its_own(arguments: Callable[..., dict[str, Any]]) -> None:
+    env = MarketVectorEnv(**arguments(), num_envs=4)
+    bars = env.reset(seed=[3, 3, 8, 3])[1]["bar"]
+    assert env.np_random_seed == (3, 3, 8, 3)
+    assert bars[0] == bars[1] == bars[3] == MarketGymEnv(**arguments()).reset(seed=3)[1]["bar"]
+    assert env.reset(seed=8)[1]["bar"][0] == bars[2]
+    assert env.np_random_seed == (8, 9, 10, 11)
+    # Without a seed the generators go on, and two fresh batches do not start alike.
+    drawn = [env.reset()[1]["bar"].tolist() for _ in range(3)]
+    assert len({tuple(rows) for rows in drawn}) == 3
+    unseeded = [MarketVectorEnv(**arguments(), num_envs=20).reset()[1]["bar"].tolist() for _ in range(2)]
+    assert unseeded[0] != unseeded[1]
+
+
+@pytest.mark.parametrize(
+    ("reset", "message"),
+    [
+        ({"seed": [1, 2]}, "reset got 2 seeds for 3 accounts; give one seed each"),
+        ({"options": {"reset_mask": np.array([True, False])}}, r"'reset_mask'\] is bool of shape \(2,\); give 3"),
+        ({"options": {"reset_mask": np.array([1, 0, 1])}}, r"'reset_mask'\] is int64"),
+    ],
+)
+def test_a_reset_that_does_not_fit_is_refused(
+    reset: dict[str, Any], message: str, arguments: Callable[..., dict[str, Any]]
+) -> None:
+    env = MarketVectorEnv(**arguments(), num_envs=3)
+    env.reset(seed=0)
+    with pytest.raises(ConfigError, match=message):
+        env.reset(**reset)
 
 
 def test_starts_stay_inside_the_rows(arguments: Callable[..., dict[str, Any]]) -> None:
@@ -164,8 +236,3 @@ def test_gymnasium_wrappers_count_the_episode(arguments: Callable[..., dict[str,
         total += float(reward)
     assert info["episode"]["l"] == 10
     assert float(info["episode"]["r"]) == pytest.approx(total)
-
-
-def test_stable_baselines3_accepts_the_environment(arguments: Callable[..., dict[str, Any]]) -> None:
-    checker = pytest.importorskip("stable_baselines3.common.env_checker", reason="stable-baselines3 is not installed")
-    checker.check_env(MarketGymEnv(**arguments(num_assets=1)), warn=True)

@@ -11,7 +11,7 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from trade_agent.agents.ppo import PPO
-from trade_agent.agents.replay import ReplayBuffer
+from trade_agent.agents.replay import ReplayBuffer, Transitions
 from trade_agent.agents.rollout import RolloutBuffer
 from trade_agent.agents.td3 import TD3
 from trade_agent.envs.batched import Experience, TrainingMarket
@@ -165,12 +165,21 @@ class Recorder:
         return {"loss": torch.tensor(float(len(self.batches)))}
 
 
-def run_off_policy(market: TrainingMarket, recorder: Recorder, **changes: Any) -> tuple[int, ReplayBuffer, TD3]:
+NORMALISED = {"normalise_observation": True, "normalise_reward": True}
+
+
+def run_off_policy(
+    market: TrainingMarket, recorder: Recorder, settings: dict[str, Any] | None = None, **changes: Any
+) -> tuple[int, ReplayBuffer, TD3]:
     torch.manual_seed(0)
-    agent = TD3(observation_dim=1 + market.private_dim, action_dim=2, hidden_dims=(8,), exploration_noise=0.0)
+    width = 1 + market.private_dim
+    agent = TD3(observation_dim=width, action_dim=2, hidden_dims=(8,), exploration_noise=0.0, **(settings or {}))
+    recorder.agent = agent
     replay = ReplayBuffer(capacity=1000, private_dim=market.private_dim, action_dim=2)
     arguments: dict[str, Any] = {
         "total_env_steps": 120,
+        "learning_rate_schedule": "constant",
+        "n_step": 1,
         "warmup_env_steps": 30,
         "random_warmup": True,
         "env_steps_per_update": 4,
@@ -191,7 +200,7 @@ def run_off_policy(market: TrainingMarket, recorder: Recorder, **changes: Any) -
 
 
 def stored(replay: ReplayBuffer) -> Any:
-    return replay._split(replay._words[: len(replay)])
+    return Transitions(*replay._split(replay._words[: len(replay)]))
 
 
 @pytest.mark.parametrize(
@@ -244,14 +253,85 @@ def test_a_batch_is_observed_at_its_bar_and_the_next_one(make_market: MakeMarket
     assert torch.equal(batch["next", "terminated"][:, 0], sample.terminated)
 
 
-def run_on_policy(market: TrainingMarket, recorder: Recorder, observe: Any = None, **changes: Any) -> tuple[int, PPO]:
+def test_several_steps_of_the_loop_are_those_of_the_market(make_market: MakeMarket) -> None:
+    """The same run, once in single steps and once in threes: rewards are summed up to the end of the episode."""
+    recorder, last_only = Recorder(), {"warmup_env_steps": 119, "env_steps_per_update": 1}
+    _, single, _ = run_off_policy(make_market(), Recorder(), **last_only)
+    _, several, agent = run_off_policy(make_market(), recorder, n_step=3, **last_only)
+    one, three = stored(single), stored(several)
+    assert len(several) == 120 - 2 * 6  # two steps of each environment are under way at the end
+    steps = three.terminated.abs()  # steps and termination share a word
+    assert set(steps.tolist()) == {1, 2, 3}
+    bars = one.t.view(-1, 6)
+    for row in range(len(several)):
+        step, env, count = row // 6, row % 6, int(steps[row])
+        rewards = one.reward.view(-1, 6)[step : step + count, env]
+        expected = (rewards * agent.gamma ** torch.arange(count)).sum()
+        torch.testing.assert_close(three.reward[row], expected)
+        assert torch.equal(
+            three.next_private[row], one.next_private.view(-1, 6, market_width(one))[step + count - 1, env]
+        )
+        assert bars[step + count - 1, env] == three.t[row] + count - 1  # within one episode bars follow each other
+    batch = recorder.batches[0]
+    moved = (batch["next", "observation"] - batch["observation"])[:, 0] * 100.0
+    torch.testing.assert_close(moved, batch["steps_to_next_obs"].squeeze(1).float(), atol=1e-3, rtol=0.0)
+
+
+def market_width(transitions: Any) -> int:
+    return int(transitions.next_private.shape[1])
+
+
+def test_off_policy_statistics_are_those_of_everything_seen(make_market: MakeMarket) -> None:
+    recorder = Recorder()
+    _, replay, agent = run_off_policy(make_market(), recorder, NORMALISED)
+    seen = stored(replay)
+    observation = recorder.observe(seen.t, seen.private).double()
+    moments = agent.observation_normaliser.moments
+    assert moments is not None
+    torch.testing.assert_close(moments.mean, observation.mean(0))
+    torch.testing.assert_close(moments.variance, observation.var(0, correction=0))
+    assert agent.reward_normaliser.moments is not None
+    assert agent.reward_normaliser.moments.count == 120
+    # What is stored, and handed to the agent, is as it was seen: the agent normalises it when it learns.
+    _, plain, _ = run_off_policy(make_market(), Recorder(), random_warmup=True, warmup_env_steps=120)
+    torch.testing.assert_close(seen.reward[:30], stored(plain).reward[:30])
+
+
+@pytest.mark.parametrize("kind", ["on_policy", "off_policy"])
+@pytest.mark.parametrize(("schedule", "ends"), [("constant", 1.0), ("linear", 0.0)])
+def test_learning_rates_fall_to_zero_over_the_budget(
+    make_market: MakeMarket, kind: str, schedule: str, ends: float
+) -> None:
+    recorder, rates = Recorder(), []
+
+    def spy(batch: TensorDict) -> dict[str, Tensor]:
+        rates.append(recorder.agent.optimizer.param_groups[0]["lr"] / 3e-4)
+        return {"loss": torch.tensor(0.0)}
+
+    recorder.learn = spy  # type: ignore[method-assign]
+    run_loop = run_on_policy if kind == "on_policy" else run_off_policy
+    run_loop(make_market(), recorder, learning_rate_schedule=schedule)
+    if kind == "on_policy":  # three rounds of two epochs with three minibatches
+        expected = [1.0] * 6 + [1.0 + (ends - 1.0) / 3.0] * 6 + [1.0 + 2.0 * (ends - 1.0) / 3.0] * 6
+        assert rates == pytest.approx(expected)
+    else:  # twenty rounds, the first updates in the sixth
+        assert rates[0] == pytest.approx(1.0 + (ends - 1.0) * 5.0 / 20.0)
+        assert rates[-1] == pytest.approx(1.0 + (ends - 1.0) * 19.0 / 20.0)
+        assert rates == sorted(rates, reverse=True)
+
+
+def run_on_policy(
+    market: TrainingMarket, recorder: Recorder, settings: dict[str, Any] | None = None, **changes: Any
+) -> tuple[int, PPO]:
     torch.manual_seed(0)
-    agent = PPO(observation_dim=1 + market.private_dim, action_dim=2, hidden_dims=(8,))
+    agent = PPO(observation_dim=1 + market.private_dim, action_dim=2, hidden_dims=(8,), **(settings or {}))
+    recorder.agent = agent
     arguments: dict[str, Any] = {"total_env_steps": 130, "rollout_steps": 10, "epochs": 2, "batch_size": 25}
+    arguments["learning_rate_schedule"] = "constant"
     env_steps = train_on_policy(
         agent,
         env=market,
-        observe=observe or recorder.observe,
+        observe=recorder.observe,
         learn=recorder.learn,
         validation_checks=2,
         generator=torch.Generator().manual_seed(2),
@@ -299,13 +379,55 @@ def test_a_truncated_step_is_bootstrapped_with_the_value_before_the_reset(
         torch.testing.assert_close(target[s], seen.reward + expected)
 
 
-def test_the_stored_pre_squash_action_belongs_to_the_action_that_was_taken(make_market: MakeMarket) -> None:
+@pytest.mark.parametrize("policy", ["gaussian", "beta", "categorical"])
+def test_what_is_stored_belongs_to_the_action_that_was_taken(make_market: MakeMarket, policy: str) -> None:
     recorder = Recorder()
-    _, agent = run_on_policy(make_market(), recorder, total_env_steps=60, epochs=1, batch_size=60)
+    settings = {"policy": policy, "actions": [-1.0, 0.0, 1.0]}
+    _, agent = run_on_policy(make_market(), recorder, settings, total_env_steps=60, epochs=1, batch_size=60)
     batch = recorder.batches[0]
     metrics = agent.update(batch)  # the agent has not learned yet: every probability ratio is 1
     assert float(metrics["approx_kl"]) == pytest.approx(0.0, abs=1e-6)
     assert float(metrics["clip_fraction"]) == 0.0
+
+
+def test_observations_are_normalised_alike_throughout_a_round(make_market: MakeMarket) -> None:
+    recorder, seen = Recorder(), []
+
+    def learn(batch: TensorDict) -> dict[str, Tensor]:
+        agent = recorder.agent
+        moments = agent.observation_normaliser.moments
+        normalised = agent.observation_normaliser(batch["observation"])
+        log_prob = agent.policy.distribution.log_prob(batch["raw"], agent.policy(normalised))
+        seen.append((float(moments.count), float((log_prob - batch["log_prob"]).abs().max())))
+        recorder.batches.append(batch.clone())
+        return {"loss": torch.tensor(0.0)}
+
+    recorder.learn = learn  # type: ignore[method-assign]
+    _, agent = run_on_policy(make_market(), recorder, NORMALISED, epochs=1, batch_size=60)
+    assert [count for count, _ in seen] == [0.0, 60.0, 120.0]
+    assert max(difference for _, difference in seen) < 1e-4
+    observation = torch.cat([batch["observation"] for batch in recorder.batches]).double()
+    moments = agent.observation_normaliser.moments
+    assert moments is not None
+    torch.testing.assert_close(moments.mean, observation.mean(0))
+    torch.testing.assert_close(moments.variance, observation.var(0, correction=0))
+
+
+def test_rewards_of_a_rollout_are_divided_by_one_scale(
+    make_market: MakeMarket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finished: list[Tensor] = []
+    finish = RolloutBuffer.finish
+    monkeypatch.setattr(
+        reinforcement.RolloutBuffer,
+        "finish",
+        lambda buffer, **named: (finished.append(buffer.reward.clone()), finish(buffer, **named))[1],
+    )
+    plain, normalised = (run_on_policy(make_market(), Recorder(), s, total_env_steps=60)[1] for s in ({}, NORMALISED))
+    assert plain.reward_normaliser.moments is None
+    moments = normalised.reward_normaliser.moments
+    assert moments is not None
+    torch.testing.assert_close(finished[1], finished[0] / moments.variance.sqrt().float(), atol=1e-5, rtol=1e-4)
 
 
 # ------------------------------------------------------------------------------------------------ what is kept

@@ -11,12 +11,14 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor, nn
 
+from trade_agent.agents.normalisers import ObservationNormaliser, RewardNormaliser
+
 GradientHook = Callable[[Sequence[nn.Parameter]], None]
 
 
 class Action(NamedTuple):
     action: Tensor  # [B, A] in [-1, 1]
-    raw: Tensor  # [B, A] before the tanh; zeros where an agent has none
+    raw: Tensor  # [B, A] what was sampled, see agents/policies.py; zeros where an agent has none
     log_prob: Tensor  # [B] log density of ``action``; zeros where an agent has none
 
 
@@ -31,6 +33,9 @@ class Agent(Protocol):
 
     name: str
     on_policy: bool
+    gamma: float
+    observation_normaliser: ObservationNormaliser  # both learn from what a training loop shows them, see there
+    reward_normaliser: RewardNormaliser
     gradient_hook: GradientHook | None  # called between backward and clip, e.g. to average over ranks
 
     @property
@@ -61,11 +66,18 @@ def constructor_values(agent: nn.Module, name: str, scope: dict[str, Any]) -> di
 
 
 def transition_batch(
-    *, observation: Tensor, action: Tensor, reward: Tensor, next_observation: Tensor, terminated: Tensor
+    *,
+    observation: Tensor,
+    action: Tensor,
+    reward: Tensor,
+    next_observation: Tensor,
+    terminated: Tensor,
+    steps: Tensor | None = None,
 ) -> TensorDict:
     """The TorchRL layout of a batch of transitions: observation [B, O], action [B, A], reward and terminated [B].
 
     ``done`` equals ``terminated`` here: what was truncated goes on at the next bar, and its target is bootstrapped.
+    ``steps`` [B] is how many steps a reward sums up, each discounted; without it that is one.
     """
     terminated = terminated.bool().unsqueeze(1)
     following = {
@@ -74,10 +86,10 @@ def transition_batch(
         "terminated": terminated,
         "done": terminated,
     }
-    return TensorDict(
-        {"observation": observation, "action": action, "next": TensorDict(following, batch_size=[len(action)])},
-        batch_size=[len(action)],
-    )
+    fields = {"observation": observation, "action": action, "next": TensorDict(following, batch_size=[len(action)])}
+    if steps is not None:
+        fields["steps_to_next_obs"] = steps.unsqueeze(1)
+    return TensorDict(fields, batch_size=[len(action)])
 
 
 def make_adam(groups: Iterable[dict[str, Any]], *, eps: float, device: torch.device) -> torch.optim.Adam:
@@ -105,6 +117,12 @@ def soft_update(target: Sequence[Tensor], online: Sequence[Tensor], tau: float) 
     torch._foreach_lerp_(list(target), list(online), tau)
 
 
-def td_target(reward: Tensor, terminated: Tensor, next_value: Tensor, gamma: float) -> Tensor:
-    """y = r + gamma (1 - terminated) V(s'): only a true end cuts the future off, truncation does not. All [B]."""
-    return reward + gamma * torch.where(terminated, 0.0, next_value)
+def bootstrap_discount(batch: TensorDict, gamma: float) -> Tensor | float:
+    """gamma^k of the next observation [B] in a batch of ``transition_batch``, k steps later; one number where k = 1."""
+    steps = batch.get("steps_to_next_obs")
+    return gamma if steps is None else gamma ** steps.squeeze(1)
+
+
+def td_target(reward: Tensor, terminated: Tensor, next_value: Tensor, discount: Tensor | float) -> Tensor:
+    """y = r + discount (1 - terminated) V(s'): only a true end cuts the future off, truncation does not. All [B]."""
+    return reward + discount * torch.where(terminated, 0.0, next_value)

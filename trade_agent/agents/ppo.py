@@ -1,4 +1,4 @@
-"""Proximal policy optimisation with the clipped objective (Schulman et al. 2017) and a tanh-squashed Gaussian policy.
+"""Proximal policy optimisation with the clipped objective (Schulman et al. 2017).
 
 Details after Engstrom et al. (2020) and Huang et al. (2022), "The 37 Implementation Details of PPO". Shapes as in
 agents/base.py.
@@ -18,7 +18,8 @@ from trade_agent.agents.base import (
     constructor_values,
     make_adam,
 )
-from trade_agent.agents.policies import FreeStdPolicy, sample_raw, squashed_action, squashed_log_prob
+from trade_agent.agents.normalisers import ObservationNormaliser, RewardNormaliser
+from trade_agent.agents.policies import Distribution, build_policy, policy_action, policy_outputs
 from trade_agent.networks.mlp import build_mlp, orthogonal_init
 
 
@@ -34,11 +35,13 @@ def standardise(values: Tensor) -> Tensor:
 
 
 class PPO(nn.Module):
-    """Separate policy and value networks; the standard deviation is a free parameter of each action dimension.
+    """Separate policy and value networks.
 
-    The policy is scored on the pre-squash action ``raw`` that ``act`` returned. One minibatch for each ``update``:
-    observation [B, O], raw [B, A], log_prob, advantage and value_target [B] (advantages are standardised here).
-    ``entropy_coefficient`` weighs a one-sample estimate of the squashed policy's entropy, which has no closed form.
+    ``policy`` is ``gaussian`` (squashed by tanh; its standard deviation, at first exp(``initial_log_std``), is a free
+    parameter of each action dimension), ``beta`` or ``categorical`` over the given ``actions``: see agents/policies.py.
+    It is scored on the ``raw`` that ``act`` returned. One minibatch for each ``update``: observation [B, O], raw
+    [B, A], log_prob, advantage and value_target [B] (advantages are standardised here). ``layer_norm`` is of the
+    critic. ``reward_normaliser`` is for the training loop to apply, before it estimates advantages.
     """
 
     name = "ppo"
@@ -50,6 +53,8 @@ class PPO(nn.Module):
         observation_dim: int,
         action_dim: int,
         hidden_dims: Sequence[int] = (64, 64),
+        policy: str = "gaussian",
+        actions: Sequence[float] | None = None,
         activation: str = "tanh",
         layer_norm: bool = False,
         learning_rate: float = 3e-4,
@@ -61,6 +66,8 @@ class PPO(nn.Module):
         initial_log_std: float = 0.0,
         max_grad_norm: float = 0.5,
         adam_eps: float = 1e-5,
+        normalise_observation: bool = False,
+        normalise_reward: bool = False,
         device: torch.device | str = "cpu",
     ) -> None:
         super().__init__()
@@ -69,22 +76,28 @@ class PPO(nn.Module):
         self.value_coefficient, self.entropy_coefficient = value_coefficient, entropy_coefficient
         self.max_grad_norm = max_grad_norm
         self.gradient_hook: GradientHook | None = None
+        self.observation_normaliser = ObservationNormaliser(observation_dim, enabled=normalise_observation)
+        self.reward_normaliser = RewardNormaliser(gamma, enabled=normalise_reward)
+        outputs = policy_outputs(policy, action_dim=action_dim, actions=actions)
         actor, self.critic = (
             build_mlp(
                 input_dim=observation_dim,
                 hidden_dims=hidden_dims,
                 output_dim=output_dim,
                 activation=activation,
-                layer_norm=layer_norm,
+                layer_norm=norm,
             )
-            for output_dim in (action_dim, 1)
+            for output_dim, norm in ((outputs, False), (1, layer_norm))
         )
         orthogonal_init(actor, output_gain=0.01)
         orthogonal_init(self.critic, output_gain=1.0)
-        self.policy = FreeStdPolicy(actor, action_dim=action_dim, initial_log_std=initial_log_std)
+        self.policy = build_policy(
+            policy, actor, action_dim=action_dim, actions=actions, initial_log_std=initial_log_std
+        )
         self.to(device)
+        self._trained = list(self.parameters())
         self.optimizer = make_adam(
-            [{"params": list(self.parameters()), "lr": learning_rate}], eps=adam_eps, device=torch.device(device)
+            [{"params": self._trained, "lr": learning_rate}], eps=adam_eps, device=torch.device(device)
         )
 
     def spec(self) -> dict[str, Any]:
@@ -92,24 +105,24 @@ class PPO(nn.Module):
         return dict(self._spec)
 
     def act(self, observation: Tensor, *, deterministic: bool) -> Action:
-        """[B, O] -> action, the pre-squash action and its log density; deterministic takes the median, tanh(mean)."""
-        return squashed_action(self.policy, observation, deterministic=deterministic)
+        """[B, O] -> action, what was sampled for it and its log density; deterministic takes the policy's centre."""
+        return policy_action(self.policy, self.observation_normaliser(observation), deterministic=deterministic)
 
     @torch.no_grad()
     def value(self, observation: Tensor) -> Tensor:
         """V(s): [..., O] -> [...]."""
-        return self.critic(observation).squeeze(-1)
+        return self.critic(self.observation_normaliser(observation)).squeeze(-1)
 
     def losses(self, batch: TensorDict) -> tuple[Tensor, dict[str, Tensor]]:
         """The sum to minimise and the metrics of a minibatch; both networks send gradients into the observation."""
-        observation = batch["observation"]
-        loc, log_std = self.policy(observation)
-        log_ratio = squashed_log_prob(batch["raw"], loc, log_std) - batch["log_prob"]
+        observation = self.observation_normaliser(batch["observation"])
+        distribution: Distribution = self.policy.distribution
+        parameters = self.policy(observation)
+        log_ratio = distribution.log_prob(batch["raw"], parameters) - batch["log_prob"]
         loss_actor = clipped_surrogate(log_ratio, standardise(batch["advantage"]), self.clip)
         loss_critic = (self.critic(observation).squeeze(-1) - batch["value_target"]).square().mean()
         with torch.set_grad_enabled(self.entropy_coefficient != 0.0):  # by default it is only reported
-            sample = sample_raw(loc, log_std)
-            entropy = -squashed_log_prob(sample, loc, log_std).mean()
+            entropy = distribution.entropy(parameters).mean()
         total = loss_actor + self.value_coefficient * loss_critic - self.entropy_coefficient * entropy
         with torch.no_grad():
             ratio = log_ratio.exp()
@@ -128,10 +141,9 @@ class PPO(nn.Module):
         total, metrics = self.losses(batch)
         self.optimizer.zero_grad()
         (total if extra_loss is None else total + extra_loss).backward()
-        parameters = list(self.parameters())
         if self.gradient_hook is not None:
-            self.gradient_hook(parameters)
-        metrics["grad_norm"] = clip_gradients(parameters, self.max_grad_norm)
+            self.gradient_hook(self._trained)
+        metrics["grad_norm"] = clip_gradients(self._trained, self.max_grad_norm)
         self.optimizer.step()
         return metrics
 

@@ -1,7 +1,7 @@
 """Replay buffer for off-policy agents: a ring of transitions that hold the bar index and not the observation.
 
 Shapes: N environments, B rows of a batch, K private (account) state, A assets. The market part of an observation is
-encoded from t when a batch is used; that of the next one from t + 1, also where an episode was truncated.
+encoded from t when a batch is used; that of the next one from t + steps, also where an episode was truncated.
 """
 
 from typing import Any, NamedTuple
@@ -16,16 +16,18 @@ class Transitions(NamedTuple):
     t: Tensor  # [B] int32 bar index of the observation
     private: Tensor  # [B, K] float32
     action: Tensor  # [B, A] float32
-    reward: Tensor  # [B] float32
+    reward: Tensor  # [B] float32, discounted sum over the steps
     terminated: Tensor  # [B] bool
-    next_private: Tensor  # [B, K] float32, at bar t + 1, before any reset
+    next_private: Tensor  # [B, K] float32, at bar t + steps, before any reset
+    steps: Tensor | int = 1  # [B] int32 bars to the next observation, or one number for all rows; see agents/n_step.py
 
 
 class ReplayBuffer:
-    """A transition is one row of 4-byte words: t | terminated | reward | private | action | next private.
+    """A transition is one row of 4-byte words: t | steps | reward | private | action | next private.
 
-    That is 4 (3 + 2K + A) bytes: 64 with K = 6 and A = 1. One gather serves a whole batch. The words are integers and
-    the floats are views of them, so that no arithmetic can touch an index.
+    That is 4 (3 + 2K + A) bytes: 64 with K = 6 and A = 1. The word of steps is negative where the last of them was
+    terminated. One gather serves a whole batch. The words are integers and the floats are views of them, so that no
+    arithmetic can touch an index.
     """
 
     def __init__(self, *, capacity: int, private_dim: int, action_dim: int, device: torch.device | str = "cpu") -> None:
@@ -52,7 +54,8 @@ class ReplayBuffer:
                 "raise the buffer's capacity or lower the number of environments",
             )
         head = min(rows, self.capacity - self.position)
-        for column, values in zip(self._columns, transitions, strict=True):
+        packed = torch.where(transitions.terminated, -transitions.steps, transitions.steps)
+        for column, values in zip(self._columns, transitions._replace(terminated=packed)[:-1], strict=True):
             column[self.position : self.position + head] = values[:head]
             if head < rows:
                 column[: rows - head] = values[head:]
@@ -62,15 +65,15 @@ class ReplayBuffer:
     def sample(self, batch_size: int, generator: torch.Generator) -> Transitions:
         """``batch_size`` transitions, uniform with replacement. ``generator`` is of the buffer's device."""
         index = torch.randint(self.size, (batch_size,), generator=generator, device=self._words.device)
-        columns = self._split(self._words.index_select(0, index))
-        return columns._replace(terminated=columns.terminated != 0)
+        t, private, action, reward, packed, next_private = self._split(self._words.index_select(0, index))
+        return Transitions(t, private, action, reward, packed < 0, next_private, packed.abs())
 
-    def _split(self, words: Tensor) -> Transitions:
-        """Columns as views; ``terminated`` still as an integer."""
+    def _split(self, words: Tensor) -> tuple[Tensor, ...]:
+        """Columns as views, in the order of the fields; steps and termination still in one word."""
         private, action = self.private_dim, self.action_dim
         floats = words.view(torch.float32)
         after = 3 + private + action
-        return Transitions(
+        return (
             words[:, 0],
             floats[:, 3 : 3 + private],
             floats[:, 3 + private : after],

@@ -17,13 +17,15 @@ from torch import Tensor, nn
 from trade_agent.agents.base import (
     Action,
     GradientHook,
+    bootstrap_discount,
     clip_gradients,
     constructor_values,
     make_adam,
     soft_update,
     td_target,
 )
-from trade_agent.agents.policies import StateStdPolicy, sample_raw, squashed_action, squashed_log_prob
+from trade_agent.agents.normalisers import ObservationNormaliser, RewardNormaliser
+from trade_agent.agents.policies import StateStdPolicy, policy_action, sample_raw, squashed_log_prob
 from trade_agent.networks.mlp import StackedMLP, build_mlp
 
 
@@ -38,8 +40,9 @@ class SACLosses(NamedTuple):
 class SAC(nn.Module):
     """Squashed Gaussian policy, two critics and their targets, temperature alpha as log alpha.
 
-    ``target_entropy`` None means -dim(A). ``update`` takes a batch in the TorchRL layout (``transition_batch``). All
-    losses are taken at the weights before the step. Uniformly random actions at the start are the training loop's part.
+    ``target_entropy`` None means -dim(A); ``layer_norm`` is of the critics. ``update`` takes a batch in the TorchRL
+    layout (``transition_batch``). All losses are taken at the weights before the step. Uniformly random actions at the
+    start are the training loop's part.
     """
 
     name = "sac"
@@ -62,6 +65,8 @@ class SAC(nn.Module):
         target_entropy: float | None = None,
         max_grad_norm: float | None = None,
         adam_eps: float = 1e-8,
+        normalise_observation: bool = False,
+        normalise_reward: bool = False,
         device: torch.device | str = "cpu",
     ) -> None:
         super().__init__()
@@ -69,13 +74,14 @@ class SAC(nn.Module):
         self.gamma, self.tau, self.max_grad_norm = gamma, tau, max_grad_norm
         self.target_entropy = -float(action_dim) if target_entropy is None else target_entropy
         self.gradient_hook: GradientHook | None = None
+        self.observation_normaliser = ObservationNormaliser(observation_dim, enabled=normalise_observation)
+        self.reward_normaliser = RewardNormaliser(gamma, enabled=normalise_reward)
         self.policy = StateStdPolicy(
             build_mlp(
                 input_dim=observation_dim,
                 hidden_dims=hidden_dims,
                 output_dim=2 * action_dim,
                 activation=activation,
-                layer_norm=layer_norm,
             )
         )
         self.critic = StackedMLP(
@@ -106,28 +112,33 @@ class SAC(nn.Module):
         return dict(self._spec)
 
     def q_values(self, observation: Tensor, action: Tensor) -> Tensor:
-        """Both critics: [B, O], [B, A] -> [2, B]."""
+        """Both critics: normalised observation [B, O], [B, A] -> [2, B]."""
         return self.critic(torch.cat((observation, action), dim=-1)).squeeze(-1)
 
     def act(self, observation: Tensor, *, deterministic: bool) -> Action:
         """[B, O] -> action, the pre-squash action and its log density; deterministic takes the median, tanh(mean)."""
-        return squashed_action(self.policy, observation, deterministic=deterministic)
+        return policy_action(self.policy, self.observation_normaliser(observation), deterministic=deterministic)
 
     @torch.no_grad()
     def target(self, batch: TensorDict) -> Tensor:
-        """y = r + gamma (1 - terminated) (min_i Q'_i(s', a') - alpha log pi(a'|s')): equations 3 and 5. [B]"""
+        """y = r + gamma (1 - terminated) (min_i Q'_i(s', a') - alpha log pi(a'|s')): equations 3 and 5. [B]
+
+        Over k steps r is their discounted sum without the entropy in between, and gamma is gamma^k.
+        """
         following = batch["next"]
-        observation = following["observation"]
+        observation = self.observation_normaliser(following["observation"])
         loc, log_std = self.policy(observation)
         raw = sample_raw(loc, log_std)
         q = self.target_critic(torch.cat((observation, raw.tanh()), dim=-1)).squeeze(-1)
         next_value = torch.minimum(q[0], q[1]) - self.log_alpha.exp() * squashed_log_prob(raw, loc, log_std)
-        return td_target(following["reward"].squeeze(1), following["terminated"].squeeze(1), next_value, self.gamma)
+        reward = self.reward_normaliser(following["reward"].squeeze(1))
+        discount = bootstrap_discount(batch, self.gamma)
+        return td_target(reward, following["terminated"].squeeze(1), next_value, discount)
 
     def losses(self, batch: TensorDict) -> SACLosses:
         """The three losses of a batch: draws the noise of a' first, then that of the actor's own action."""
         target = self.target(batch)
-        observation = batch["observation"]
+        observation = self.observation_normaliser(batch["observation"])
         q = self.q_values(observation, batch["action"])
         # J_Q, equation 5: squared error, averaged over the batch and summed over the critics.
         critic = (q - target).square().mean(1).sum()

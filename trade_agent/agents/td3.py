@@ -16,17 +16,19 @@ from torch import Tensor, nn
 from trade_agent.agents.base import (
     Action,
     GradientHook,
+    bootstrap_discount,
     clip_gradients,
     constructor_values,
     make_adam,
     soft_update,
     td_target,
 )
+from trade_agent.agents.normalisers import ObservationNormaliser, RewardNormaliser
 from trade_agent.networks.mlp import StackedMLP, build_mlp
 
 
 class TD3(nn.Module):
-    """Deterministic tanh policy, two critics, targets of all three.
+    """Deterministic tanh policy, two critics (with ``layer_norm``: theirs alone), targets of all three.
 
     Actor and targets are updated once in ``policy_delay`` updates; the count is part of ``optimizer_state``. ``update``
     takes a batch in the TorchRL layout (``transition_batch``). Losses are taken at the weights before the step.
@@ -53,6 +55,8 @@ class TD3(nn.Module):
         target_noise_clip: float = 0.5,
         max_grad_norm: float | None = None,
         adam_eps: float = 1e-8,
+        normalise_observation: bool = False,
+        normalise_reward: bool = False,
         device: torch.device | str = "cpu",
     ) -> None:
         super().__init__()
@@ -61,13 +65,14 @@ class TD3(nn.Module):
         self.policy_delay, self.exploration_noise = policy_delay, exploration_noise
         self.target_noise, self.target_noise_clip = target_noise, target_noise_clip
         self.gradient_hook: GradientHook | None = None
+        self.observation_normaliser = ObservationNormaliser(observation_dim, enabled=normalise_observation)
+        self.reward_normaliser = RewardNormaliser(gamma, enabled=normalise_reward)
         self.updates = 0
         trunk = build_mlp(
             input_dim=observation_dim,
             hidden_dims=hidden_dims,
             output_dim=action_dim,
             activation=activation,
-            layer_norm=layer_norm,
         )
         self.actor = nn.Sequential(*trunk, nn.Tanh())
         self.critic = StackedMLP(
@@ -98,38 +103,43 @@ class TD3(nn.Module):
         return dict(self._spec)
 
     def q_values(self, observation: Tensor, action: Tensor) -> Tensor:
-        """Both critics: [B, O], [B, A] -> [2, B]."""
+        """Both critics: normalised observation [B, O], [B, A] -> [2, B]."""
         return self.critic(torch.cat((observation, action), dim=-1)).squeeze(-1)
 
     @torch.no_grad()
     def act(self, observation: Tensor, *, deterministic: bool) -> Action:
         """[B, O] -> action, with Gaussian exploration noise unless deterministic; raw and log_prob are zeros."""
-        action = self.actor(observation)
+        action = self.actor(self.observation_normaliser(observation))
         if not deterministic:
             action = (action + self.exploration_noise * torch.randn_like(action)).clamp(-1.0, 1.0)
         return Action(action, torch.zeros_like(action), action.new_zeros(len(action)))
 
     @torch.no_grad()
     def target(self, batch: TensorDict) -> Tensor:
-        """y = r + gamma (1 - terminated) min_i Q'_i(s', clip(mu'(s') + e)), e clipped noise: algorithm 1. [B]"""
+        """y = r + gamma (1 - terminated) min_i Q'_i(s', clip(mu'(s') + e)), e clipped noise: algorithm 1. [B]
+
+        Over k steps r is their discounted sum, and gamma is gamma^k.
+        """
         following = batch["next"]
-        observation = following["observation"]
+        observation = self.observation_normaliser(following["observation"])
         noise = self.target_noise * torch.randn_like(batch["action"])
         noise = noise.clamp(-self.target_noise_clip, self.target_noise_clip)
         action = (self.target_actor(observation) + noise).clamp(-1.0, 1.0)
         q = self.target_critic(torch.cat((observation, action), dim=-1)).squeeze(-1)
         next_value = torch.minimum(q[0], q[1])
-        return td_target(following["reward"].squeeze(1), following["terminated"].squeeze(1), next_value, self.gamma)
+        reward = self.reward_normaliser(following["reward"].squeeze(1))
+        discount = bootstrap_discount(batch, self.gamma)
+        return td_target(reward, following["terminated"].squeeze(1), next_value, discount)
 
     def critic_loss(self, batch: TensorDict) -> tuple[Tensor, Tensor]:
         """Squared error, averaged over the batch and summed over the critics, and Q [2, B] detached."""
         target = self.target(batch)
-        q = self.q_values(batch["observation"], batch["action"])
+        q = self.q_values(self.observation_normaliser(batch["observation"]), batch["action"])
         return (q - target).square().mean(1).sum(), q.detach()
 
     def actor_loss(self, batch: TensorDict) -> Tensor:
         """-mean Q_1(s, mu(s)): algorithm 1. The observation is detached for the reason given in agents/sac.py."""
-        observation = batch["observation"].detach()
+        observation = self.observation_normaliser(batch["observation"].detach())
         q = self.critic(torch.cat((observation, self.actor(observation)), dim=-1), frozen=True)
         return -q[0].mean()
 

@@ -1,18 +1,22 @@
 """Agents as TorchRL modules: actors for its collectors and environments, loss modules as the oracle of our updates.
 
-The loss modules hold copies of an agent's weights as they are at the call. Keys: observation, action (loc and scale in
-between), action_log_prob, state_value, state_action_value.
+The loss modules hold copies of an agent's weights as they are at the call. Keys: observation, action (the parameters of
+its distribution in between), action_log_prob, state_value, state_action_value. Observations and rewards are read as
+they are: what an agent normalises must be normalised before.
 """
 
 import copy
+import math
 
 import torch
 from tensordict import TensorDict
 from tensordict.nn import InteractionType, TensorDictModule
 from torch import Tensor, nn
+from torch.distributions import AffineTransform, Beta, Categorical, Independent, TransformedDistribution
 from torchrl.modules import ProbabilisticActor, TanhNormal, ValueOperator
 from torchrl.objectives import ClipPPOLoss, SACLoss, TD3Loss, ValueEstimators
 
+from trade_agent.agents.policies import BetaPolicy, CategoricalPolicy, Policy
 from trade_agent.agents.ppo import PPO
 from trade_agent.agents.sac import SAC
 from trade_agent.agents.td3 import TD3
@@ -30,6 +34,42 @@ class _LocScale(nn.Module):
         return loc, log_std.exp()
 
 
+class _Parameters(nn.Module):
+    """A policy as it is; the name keeps its place in the loss module's parameters."""
+
+    def __init__(self, policy: nn.Module) -> None:
+        super().__init__()
+        self.policy = policy
+
+    def forward(self, observation: Tensor) -> tuple[Tensor, ...]:
+        return self.policy(observation)  # type: ignore[no-any-return]
+
+
+class StretchedBeta(TransformedDistribution):
+    """Beta distributions on [-1, 1], one event for all action dimensions."""
+
+    def __init__(self, alpha: Tensor, beta: Tensor) -> None:
+        super().__init__(Independent(Beta(alpha, beta), 1), AffineTransform(-1.0, 2.0, event_dim=1))
+
+    @property
+    def deterministic_sample(self) -> Tensor:
+        return 2.0 * self.base_dist.mean - 1.0
+
+    def entropy(self) -> Tensor:
+        return self.base_dist.entropy() + math.log(2.0) * self.event_shape[0]
+
+
+class PositionNumbers(Independent):
+    """A position's number for each action dimension, one event for all of them."""
+
+    def __init__(self, logits: Tensor) -> None:
+        super().__init__(Categorical(logits=logits), 1)
+
+    @property
+    def deterministic_sample(self) -> Tensor:
+        return self.base_dist.logits.argmax(-1)
+
+
 class _Critic(nn.Module):
     """A plain critic network on observation and action."""
 
@@ -41,12 +81,21 @@ class _Critic(nn.Module):
         return self.network(torch.cat((observation, action), dim=-1))
 
 
-def probabilistic_actor(policy: nn.Module) -> ProbabilisticActor:
-    """``agent.policy`` of PPO or SAC; writes action and action_log_prob and shares the agent's weights."""
+def probabilistic_actor(policy: Policy) -> ProbabilisticActor:
+    """``agent.policy`` of PPO or SAC; writes action and action_log_prob and shares the agent's weights.
+
+    The action of a categorical policy is the number of a position, what environments with positions take.
+    """
+    module: nn.Module = _LocScale(policy)
+    keys, distribution = ["loc", "scale"], TanhNormal
+    if isinstance(policy, BetaPolicy):
+        module, keys, distribution = _Parameters(policy), ["alpha", "beta"], StretchedBeta
+    if isinstance(policy, CategoricalPolicy):
+        module, keys, distribution = _Parameters(policy), ["logits"], PositionNumbers
     return ProbabilisticActor(
-        TensorDictModule(_LocScale(policy), in_keys=["observation"], out_keys=["loc", "scale"]),
-        in_keys=["loc", "scale"],
-        distribution_class=TanhNormal,
+        TensorDictModule(module, in_keys=["observation"], out_keys=keys),
+        in_keys=keys,
+        distribution_class=distribution,
         default_interaction_type=InteractionType.RANDOM,
         return_log_prob=True,
         log_prob_key="action_log_prob",

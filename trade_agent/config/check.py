@@ -15,8 +15,10 @@ def check_config(config: TrainingConfig) -> None:
     for name, value, metadata in walk(config, ""):
         check_value(name, value, metadata)
     check_stage_and_model(config)
+    check_task(config)
     check_upstream(config)
     check_replay(config)
+    check_positions(config)
     check_forecasters(config)
     check_data(config.data)
     check_splits(config)
@@ -60,6 +62,11 @@ def check_stage_and_model(config: TrainingConfig) -> None:
         raise ConfigError(f"stage={stage} cannot be trained with model={model}", why)
 
 
+def check_task(config: TrainingConfig) -> None:
+    if isinstance(config.env, schema.GymnasiumConfig) and config.stage.name != "rl":
+        raise ConfigError(f"stage={config.stage.name} needs a market, and env=gymnasium is none", "use stage=rl")
+
+
 def check_upstream(config: TrainingConfig) -> None:
     upstream = config.upstream
     expected = {
@@ -79,10 +86,25 @@ def check_upstream(config: TrainingConfig) -> None:
         check_members(upstream, config.stage)
 
 
+# Settings that decide what the weights of an agent mean.
+INHERITED = (
+    "name",
+    "hidden_sizes",
+    "activation",
+    "layer_norm",
+    "gamma",
+    "reward_scale",
+    "normalise_observation",
+    "normalise_reward",
+    "policy",
+    "positions",
+)
+
+
 def check_same_agent(name: str, hybrid: schema.ModelConfig, parent_name: str, parent: schema.ModelConfig) -> None:
     """A hybrid takes over the networks of its parent agent, so both must be the same algorithm and shape."""
-    for key in ("name", "hidden_sizes", "gamma", "reward_scale"):
-        mine, theirs = getattr(hybrid, key), getattr(parent, key)
+    for key in INHERITED:
+        mine, theirs = getattr(hybrid, key, None), getattr(parent, key, None)
         if mine != theirs:
             raise ConfigError(
                 f"{name}.{key}={mine} but {parent_name}.{key}={theirs}, and a hybrid goes on from its agent's networks",
@@ -108,6 +130,20 @@ def check_replay(config: TrainingConfig) -> None:
             raise ConfigError(
                 f"{name}.num_envs={model.num_envs} is above {name}.replay_capacity={model.replay_capacity}",
                 f"raise {name}.replay_capacity",
+            )
+
+
+def check_positions(config: TrainingConfig) -> None:
+    low = -1.0 if getattr(config.env, "allow_short", True) else 0.0  # a task has no shorts to forbid
+    for name, model in agent_models(config):
+        if not isinstance(model, schema.PpoModel) or model.policy != "categorical":
+            continue
+        if len(set(model.positions)) != len(model.positions):
+            raise ConfigError(f"{name}.positions={model.positions} repeats a position", "give each of them once")
+        if min(model.positions) < low:
+            raise ConfigError(
+                f"{name}.positions={model.positions} holds short ones, and env.allow_short=false",
+                f"use {name}.positions=[0,1]",
             )
 
 

@@ -186,6 +186,10 @@ def explain(error: Exception) -> ConfigError:
         missing = re.search(r"full_key: (\S+)", text)
         key = missing.group(1) if missing else "a required option"
         return ConfigError(f"{key} is not set", f"add {key}=VALUE")
+    unfit = re.search(r"In '([^'/]+)/([^']+)': ConfigKeyError raised while composing config", text)
+    if unfit:
+        group, name = unfit.groups()
+        return ConfigError(f"{group}={name} does not fit the other choices", f"see conf/{group}/{name}.yaml")
     unknown = re.search(r"Could not override '([^']+)'", text) or re.search(r"Key '([^']+)' (?:is )?not in", text)
     if unknown:
         prefix, _, leaf = unknown.group(1).split("@")[0].rpartition(".")

@@ -85,15 +85,23 @@ class CnnLstmModel(ModelConfig):
 @dataclass(kw_only=True, slots=True)
 class AgentModel(ModelConfig):
     hidden_sizes: list[int] = numbers(1, 8192)
+    activation: str = choice("relu", "tanh", "elu", "silu", "gelu")
+    layer_norm: bool = MISSING
     gamma: float = number(0.0, 1.0)
     learning_rate: float = number(1e-8, 1.0)
+    learning_rate_schedule: str = choice("constant", "linear")
     batch_size: int = number(2, 1_000_000)
     num_envs: int = number(1, 1_000_000)
     reward_scale: float = number(1e-9, 1e9)
+    normalise_observation: bool = MISSING
+    normalise_reward: bool = MISSING
 
 
 @dataclass(kw_only=True, slots=True)
 class PpoModel(AgentModel):
+    policy: str = choice("gaussian", "beta", "categorical")
+    positions: list[float] = numbers(-1.0, 1.0, min_length=2)
+    initial_log_std: float = number(-20.0, 2.0)
     rollout_steps: int = number(2, 1_000_000)
     epochs: int = number(1, 1000)
     gae_lambda: float = number(0.0, 1.0)
@@ -107,6 +115,7 @@ class PpoModel(AgentModel):
 class OffPolicyModel(AgentModel):
     critic_learning_rate: float = number(1e-8, 1.0)
     tau: float = number(1e-6, 1.0)
+    n_step: int = number(1, 100)
     replay_capacity: int = number(100, 1_000_000_000)
     warmup_env_steps: int = number(0, 1_000_000_000)
     env_steps_per_update: int = number(1, 1_000_000)
@@ -223,6 +232,20 @@ class PreprocessingConfig:
 
 @dataclass(kw_only=True, slots=True)
 class EnvConfig:
+    """Where an agent acts: a market, or a gymnasium task."""
+
+
+@dataclass(kw_only=True, slots=True)
+class GymnasiumConfig(EnvConfig):
+    """A task that proves the agents and trains no trading model."""
+
+    id: str = MISSING
+    evaluation_episodes: int = number(1, 100_000)
+    check_episodes: int = number(1, 100_000)
+
+
+@dataclass(kw_only=True, slots=True)
+class MarketConfig(EnvConfig):
     fill: str = choice("next_open", "next_close", "same_close")
     latency_bars: int = number(0, 1000)
     sizing: str = choice("equity", "fixed_notional")
@@ -396,3 +419,9 @@ class TrainingConfig:
     run_id: str = ""
     command: str = ""
     hidden: list[str] = field(default_factory=list)
+
+    @property
+    def market(self) -> MarketConfig:
+        """The market of a run that trains a trading model, which every run does but one with env=gymnasium."""
+        assert isinstance(self.env, MarketConfig)
+        return self.env

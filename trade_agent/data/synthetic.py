@@ -80,7 +80,7 @@ def ar(num_bars: int, rng: np.random.Generator) -> Market:
 
 
 def regimes(num_bars: int, rng: np.random.Generator) -> Market:
-    """Returns s_t (d + e) with a hidden regime that drifts up or down and stays with probability REGIME_STAY."""
+    """Returns s_t d + e with a hidden regime s = +1 or -1 that stays the same with probability REGIME_STAY."""
     regime = alternating(REGIME_STAY, num_bars, rng)
     return Market(FORECAST_VOLATILITY * (REGIME_DRIFT * regime + rng.standard_normal(num_bars)))
 

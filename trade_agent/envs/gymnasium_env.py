@@ -12,6 +12,7 @@ import gymnasium
 import numpy as np
 import torch
 from gymnasium import spaces
+from gymnasium.utils import seeding
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from torch import Tensor
@@ -55,14 +56,14 @@ class _Accounts:
             return spaces.Discrete(len(self.positions))
         return spaces.MultiDiscrete([len(self.positions)] * num_assets)
 
-    def start(self, rows: Array, done: Array | None = None) -> None:
-        """Start at ``rows`` [N], only where ``done`` [N] when that is given."""
+    def start(self, rows: Array, chosen: Array | None = None) -> None:
+        """Start at ``rows`` [N], only where ``chosen`` [N] when that is given."""
         start = torch.as_tensor(rows, dtype=torch.int64, device=self.device)
         end = (start + self.episodes.length).clamp(max=self.episodes.last)
-        if done is None or self.state is None:
+        if chosen is None or self.state is None:
             self.state = reset(self.series, self.rules, start, end)
         else:
-            mask = torch.as_tensor(done, device=self.device)
+            mask = torch.as_tensor(chosen, device=self.device)
             self.state = auto_reset(self.series, self.rules, self.state, mask, start, end)
 
     def observation(self) -> Array:
@@ -92,15 +93,16 @@ class _Accounts:
             "turnover": nothing.copy(),
         }
 
-    def draw(self, generator: np.random.Generator, count: int, options: dict[str, Any] | None) -> Array:
-        """Start rows [count]: ``options["start"]`` when given, else from ``generator``."""
-        given = (options or {}).get("start")
-        if given is None:
-            return self.episodes.first + generator.integers(self.episodes.num_starts, size=count)
-        rows = np.broadcast_to(np.asarray(given, dtype=np.int64), (count,)).copy()
+    def draw(self, generator: np.random.Generator) -> int:
+        """A start row; every episode takes one draw from the generator of its account."""
+        return self.episodes.first + int(generator.integers(self.episodes.num_starts))
+
+    def given(self, start: Any, count: int) -> Array:
+        """``options["start"]`` as start rows [count]."""
+        rows = np.broadcast_to(np.asarray(start, dtype=np.int64), (count,)).copy()
         if rows.min() < self.episodes.first or rows.max() >= self.episodes.last:
             raise ConfigError(
-                f"options['start'] is {given}", f"start within {self.episodes.first}..{self.episodes.last - 1}"
+                f"options['start'] is {start}", f"start within {self.episodes.first}..{self.episodes.last - 1}"
             )
         return rows
 
@@ -142,7 +144,9 @@ class MarketGymEnv(gymnasium.Env[Array, Any]):
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Array, dict[str, Any]]:
         super().reset(seed=seed)
-        self._accounts.start(self._accounts.draw(self.np_random, 1, options))
+        start = (options or {}).get("start")
+        rows = [self._accounts.draw(self.np_random)] if start is None else self._accounts.given(start, 1)
+        self._accounts.start(np.asarray(rows))
         return self._accounts.observation()[0], _first(self._accounts.info())
 
     def step(self, action: Any) -> tuple[Array, float, bool, bool, dict[str, Any]]:
@@ -155,8 +159,12 @@ class MarketVectorEnv(VectorEnv[Array, Any, Array]):
     """``num_envs`` accounts in one batch; arguments as in ``MarketEnv``.
 
     An account that ends restarts in the same step: its last observation is in ``info["final_obs"]`` and its last info
-    in ``info["final_info"]``, with masks ``_final_obs`` and ``_final_info``. One generator, seeded by
-    ``reset(seed=...)``, draws the start rows of all accounts; ``options`` takes "start" and "reset_mask" [num_envs].
+    in ``info["final_info"]``, with masks ``_final_obs`` and ``_final_info``.
+
+    Every account draws its start rows from a generator of its own, as the environments of a ``SyncVectorEnv`` do:
+    ``reset(seed=...)`` takes one seed s for the seeds s, s + 1, ..., or a list of num_envs (None leaves that generator
+    as it is). ``options`` takes "start", one row or [num_envs], and "reset_mask" [num_envs] bool, the accounts to
+    reset.
     """
 
     metadata: dict[str, Any] = {"render_modes": [], "autoreset_mode": AutoresetMode.SAME_STEP}  # noqa: RUF012
@@ -190,13 +198,26 @@ class MarketVectorEnv(VectorEnv[Array, Any, Array]):
         self.single_action_space = self._accounts.action_space
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
+        self._generators = [seeding.np_random() for _ in range(num_envs)]
 
-    def reset(  # type: ignore[override]  # one generator serves the batch, so a seed is one number
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    @property  # type: ignore[misc]  # a tuple that is only read, as SyncVectorEnv has it
+    def np_random(self) -> tuple[np.random.Generator, ...]:  # type: ignore[override]
+        return tuple(generator for generator, _ in self._generators)
+
+    @property
+    def np_random_seed(self) -> tuple[int, ...]:  # type: ignore[override]
+        return tuple(seed for _, seed in self._generators)
+
+    def reset(
+        self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Array, dict[str, Any]]:
-        super().reset(seed=seed)
-        rows = self._accounts.draw(self.np_random, self.num_envs, options)
-        self._accounts.start(rows, (options or {}).get("reset_mask"))
+        """Raises ConfigError for seeds, rows or a mask that do not fit ``num_envs``."""
+        options = options or {}
+        chosen = self._mask(options.get("reset_mask"))
+        for i, account_seed in enumerate(self._seeds(seed)):
+            if account_seed is not None and chosen[i]:
+                self._generators[i] = seeding.np_random(account_seed)
+        self._restart(chosen, options.get("start"))
         return self._accounts.observation(), self._accounts.info()
 
     def step(self, actions: Any) -> tuple[Array, Array, Array, Array, dict[str, Any]]:
@@ -206,10 +227,39 @@ class MarketVectorEnv(VectorEnv[Array, Any, Array]):
         if not done.any():
             return observation, reward, terminated, truncated, dict(info)
         final = {"final_obs": observation, "_final_obs": done, "final_info": info, "_final_info": done}
-        self._accounts.start(self._accounts.draw(self.np_random, self.num_envs, None), done)
+        self._restart(done)
         fresh = self._accounts.info()
         current = {name: np.where(done, fresh[name], values) for name, values in info.items()}
         return self._accounts.observation(), reward, terminated, truncated, current | final
+
+    def _restart(self, chosen: Array, start: Any = None) -> None:
+        """Accounts begin anew where ``chosen`` [num_envs]; nobody else's generator moves."""
+        if start is None:
+            rows = np.full(self.num_envs, self._accounts.episodes.first)
+            rows[chosen] = [self._accounts.draw(self._generators[i][0]) for i in np.flatnonzero(chosen)]
+        else:
+            rows = self._accounts.given(start, self.num_envs)
+        self._accounts.start(rows, chosen)
+
+    def _seeds(self, seed: int | Sequence[int | None] | None) -> Sequence[int | None]:
+        if seed is None:
+            return [None] * self.num_envs
+        if isinstance(seed, int | np.integer):
+            return [int(seed) + i for i in range(self.num_envs)]
+        if len(seed) != self.num_envs:
+            raise ConfigError(f"reset got {len(seed)} seeds for {self.num_envs} accounts", "give one seed each, or one")
+        return seed
+
+    def _mask(self, mask: Any) -> Array:
+        """Accounts that a reset is for: all of them without a mask, and the first time."""
+        if mask is None or self._accounts.state is None:
+            return np.ones(self.num_envs, dtype=bool)
+        chosen = np.asarray(mask)
+        if chosen.shape != (self.num_envs,) or chosen.dtype != np.bool_:
+            raise ConfigError(
+                f"options['reset_mask'] is {chosen.dtype} of shape {chosen.shape}", f"give {self.num_envs} booleans"
+            )
+        return chosen
 
 
 def _numpy(values: Tensor) -> Array:

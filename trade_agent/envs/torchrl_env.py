@@ -27,6 +27,8 @@ class MarketEnv(EnvBase):
 
     ``step`` returns the true last observation of an episode, with ``truncated`` for its end and ``terminated`` for
     ruin; ``reset`` starts only the accounts that "_reset" names, as ``step_and_maybe_reset`` and collectors ask for it.
+    A recurrent policy needs ``TransformedEnv(env, InitTracker())``: its "is_init" is what clears the hidden state of an
+    account that starts anew.
 
     Raises ConfigError and DataError as ``plan_episodes`` and ``position_actions`` do.
     """

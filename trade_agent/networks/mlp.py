@@ -108,6 +108,10 @@ class StackedMLP(nn.Module):
         hidden = inputs.expand(self.num_members, *inputs.shape)
         last = len(self.weights) - 1
         for index in range(last + 1):
+            if index == last and self.weights[index].shape[-1] == 1:
+                # A batched product with a single column is several times slower than this on a CPU.
+                products = hidden * weight(self.weights[index]).transpose(1, 2)
+                return products.sum(-1, keepdim=True) + weight(self.biases[index])
             hidden = torch.baddbmm(weight(self.biases[index]), hidden, weight(self.weights[index]))
             if index == last:
                 break

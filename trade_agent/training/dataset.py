@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trade_agent.config.schema import DataConfig, EnvConfig, EvaluationConfig, PreprocessingConfig, TrainingConfig
+from trade_agent.config.schema import DataConfig, EvaluationConfig, MarketConfig, PreprocessingConfig, TrainingConfig
 from trade_agent.data.bars import Bars
 from trade_agent.data.load import load_bars, validate_file
 from trade_agent.data.splits import Split, chronological_split
@@ -97,7 +97,7 @@ def source_arguments(data: DataConfig) -> dict[str, Any]:
     return arguments
 
 
-def market_rules(env: EnvConfig, periods_per_year: float) -> MarketRules:
+def market_rules(env: MarketConfig, periods_per_year: float) -> MarketRules:
     return MarketRules(
         fill=env.fill,
         sizing=env.sizing,
@@ -147,7 +147,7 @@ def build_dataset(
         pipeline=pipeline,
         features=features_of(loaded.bars, pipeline, device),
         series=MarketSeries.from_bars(loaded.bars, device),
-        rules=market_rules(config.env, loaded.bars.periods_per_year),
+        rules=market_rules(config.market, loaded.bars.periods_per_year),
         device=device,
     )
 

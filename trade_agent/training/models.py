@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from trade_agent.agents.base import Agent
 from trade_agent.agents.builders import agent_from_spec
 from trade_agent.config.schema import AgentModel, CnnLstmModel, PpoModel, SacModel, Td3Model
-from trade_agent.envs.market import MarketRules, account_fields
+from trade_agent.envs.market import MarketRules, account_fields, position_actions
 from trade_agent.networks.cnn_lstm import CNNLSTM
 from trade_agent.networks.combiners import GateCombiner, mean_action, vote_action, weighted_action
 from trade_agent.networks.encoders import build_table
@@ -106,18 +106,37 @@ def observation_dim(forecaster: CNNLSTM, num_assets: int, rules: MarketRules) ->
 
 
 def agent_spec(
-    model: AgentModel, *, observation_dim: int, action_dim: int, learning_rate_scale: float = 1.0
+    model: AgentModel,
+    *,
+    observation_dim: int,
+    action_dim: int,
+    rules: MarketRules | None = None,
+    learning_rate_scale: float = 1.0,
 ) -> dict[str, Any]:
-    """Constructor values of the agent that a config describes."""
+    """Constructor values of the agent that a config describes.
+
+    The positions of a categorical policy are target weights under `rules`, actions where there is no market.
+    """
     common = {
         "name": model.name,
         "observation_dim": observation_dim,
         "action_dim": action_dim,
         "hidden_dims": list(model.hidden_sizes),
+        "activation": model.activation,
+        "layer_norm": model.layer_norm,
         "gamma": model.gamma,
+        "normalise_observation": model.normalise_observation,
+        "normalise_reward": model.normalise_reward,
     }
     if isinstance(model, PpoModel):
+        actions = None
+        if model.policy == "categorical":
+            positions = list(model.positions)
+            actions = positions if rules is None else position_actions(rules, positions).tolist()
         return common | {
+            "policy": model.policy,
+            "actions": actions,
+            "initial_log_std": model.initial_log_std,
             "learning_rate": model.learning_rate * learning_rate_scale,
             "gae_lambda": model.gae_lambda,
             "clip": model.clip_epsilon,

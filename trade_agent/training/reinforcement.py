@@ -15,6 +15,7 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from trade_agent.agents.base import Agent, transition_batch
+from trade_agent.agents.n_step import NStepWindow
 from trade_agent.agents.ppo import PPO
 from trade_agent.agents.replay import ReplayBuffer, Transitions
 from trade_agent.agents.rollout import RolloutBuffer
@@ -57,6 +58,20 @@ class Hooks:
     metrics: Callable[[int, dict[str, float]], None]
 
 
+class LearningRates:
+    """Rates of an optimizer over a run: ``constant``, or ``linear`` from what they are to zero at the end."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer, schedule: str) -> None:
+        self.groups, self.linear = optimizer.param_groups, schedule == "linear"
+        self.initial = [group["lr"] for group in self.groups]
+
+    def set(self, done: float) -> None:
+        """Before the updates of a round; ``done`` is the fraction of the budget that earlier rounds have used."""
+        if self.linear:
+            for group, rate in zip(self.groups, self.initial, strict=True):
+                group["lr"] = rate * (1.0 - done)
+
+
 def train_on_policy(
     agent: PPO,
     *,
@@ -64,6 +79,7 @@ def train_on_policy(
     observe: Observe,
     learn: Learn,
     total_env_steps: int,
+    learning_rate_schedule: str,
     rollout_steps: int,
     epochs: int,
     batch_size: int,
@@ -71,7 +87,11 @@ def train_on_policy(
     generator: torch.Generator,
     hooks: Hooks,
 ) -> int:
-    """Collect a rollout, estimate advantages, go over it `epochs` times; returns the env steps that were made."""
+    """Collect a rollout, estimate advantages, go over it `epochs` times; returns the env steps that were made.
+
+    Observations are normalised alike throughout a round, and take part in the statistics at its end: the first update
+    must find the probabilities with which the actions were drawn.
+    """
     device = env.device
     buffer = RolloutBuffer(
         num_steps=rollout_steps,
@@ -81,8 +101,10 @@ def train_on_policy(
         device=device,
     )
     rounds = math.ceil(total_env_steps / (rollout_steps * env.num_envs))
-    env_steps = updates = 0
+    rates = LearningRates(agent.optimizer, learning_rate_schedule)
+    env_steps = 0
     for index in range(rounds):
+        rates.set(index / rounds)
         buffer.clear()
         while not buffer.full:
             with torch.no_grad():
@@ -98,15 +120,20 @@ def train_on_policy(
                 truncated=seen.truncated,
                 next_private=seen.next_private,
             )
+            agent.reward_normaliser.update(seen.reward, seen.terminated | seen.truncated)
             hooks.advance(env.num_envs)
         env_steps += rollout_steps * env.num_envs
+        buffer.reward = agent.reward_normaliser(buffer.reward)
         value, next_value = _values(agent, buffer, observe)
         buffer.finish(value=value, next_value=next_value, gamma=agent.gamma, gae_lambda=agent.gae_lambda)
         for _ in range(epochs):
             for batch in buffer.minibatches(batch_size, generator):
                 batch["observation"] = observe(batch["t"].long(), batch["private"])
                 metrics = learn(batch)
-                updates += 1
+        if agent.observation_normaliser.enabled:
+            with torch.no_grad():
+                seen_observations = observe(buffer.t.flatten().long(), buffer.private.flatten(0, 1))
+            agent.observation_normaliser.update(seen_observations)
         hooks.metrics(env_steps, finite(metrics, env_steps))
         if _due(index, rounds, validation_checks):
             hooks.check(env_steps)
@@ -131,6 +158,8 @@ def train_off_policy(
     observe: Observe,
     learn: Learn,
     total_env_steps: int,
+    learning_rate_schedule: str,
+    n_step: int,
     warmup_env_steps: int,
     random_warmup: bool,
     env_steps_per_update: int,
@@ -139,24 +168,36 @@ def train_off_policy(
     generator: torch.Generator,
     hooks: Hooks,
 ) -> int:
-    """Act, store, learn; uniformly random actions first unless the agent is trained already. Returns env steps."""
+    """Act, store, learn; uniformly random actions first unless the agent is trained already. Returns env steps.
+
+    What is normalised is stored as it was seen, and normalised by the statistics of the day when it is learned from.
+    """
     device = env.device
     rounds = math.ceil(total_env_steps / env.num_envs)
+    rates = LearningRates(agent.optimizer, learning_rate_schedule)
+    window = NStepWindow(n_step, agent.gamma)
     owed = 0.0
     updates = 0
     metrics: dict[str, Tensor] = {}
     for index in range(rounds):
         env_steps = (index + 1) * env.num_envs
-        if random_warmup and env_steps <= warmup_env_steps:
-            shape = (env.num_envs, env.action_dim)
-            action = torch.rand(shape, generator=generator, device=device) * 2.0 - 1.0
-        else:
-            with torch.no_grad():
-                action = agent.act(observe(env.t, env.private), deterministic=False).action
-        seen = env.step(action)
-        replay.extend(Transitions(seen.t, seen.private, action, seen.reward, seen.terminated, seen.next_private))
+        with torch.no_grad():
+            observation = observe(env.t, env.private)
+            agent.observation_normaliser.update(observation)
+            if random_warmup and env_steps <= warmup_env_steps:
+                shape = (env.num_envs, env.action_dim)
+                action = torch.rand(shape, generator=generator, device=device) * 2.0 - 1.0
+            else:
+                action = agent.act(observation, deterministic=False).action
+            seen = env.step(action)
+        agent.reward_normaliser.update(seen.reward, seen.terminated | seen.truncated)
+        step = Transitions(seen.t, seen.private, action, seen.reward, seen.terminated, seen.next_private)
+        transitions = window.add(step, seen.truncated)
+        if transitions is not None:
+            replay.extend(transitions)
         hooks.advance(env.num_envs)
-        if env_steps > warmup_env_steps:
+        if env_steps > warmup_env_steps and len(replay):
+            rates.set(index / rounds)
             owed += env.num_envs / env_steps_per_update
             while owed >= 1.0:
                 metrics = learn(observed_batch(replay.sample(batch_size, generator), observe))
@@ -171,16 +212,20 @@ def train_off_policy(
 
 
 def observed_batch(sample: Transitions, observe: Observe) -> TensorDict:
-    """A batch in the layout of the agents. The next observation belongs to the target: no gradient runs through it."""
+    """A batch of `replay.sample` in the layout of the agents.
+
+    The next observation belongs to the target: no gradient runs through it.
+    """
     t = sample.t.long()
     with torch.no_grad():
-        following = observe(t + 1, sample.next_private)
+        following = observe(t + sample.steps, sample.next_private)
     batch = transition_batch(
         observation=observe(t, sample.private),
         action=sample.action,
         reward=sample.reward,
         next_observation=following,
         terminated=sample.terminated,
+        steps=torch.as_tensor(sample.steps),
     )
     batch["t"] = t
     return batch

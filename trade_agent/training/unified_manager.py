@@ -116,7 +116,7 @@ class UnifiedTrainingManager:
             trainer=self.config.trainer,
             evaluation=self.config.evaluation,
             grading=self.grading,
-            episode_bars=self.config.env.episode_bars,
+            episode_bars=self.config.market.episode_bars,
             seed=self.config.seed,
             device=self.devices.device,
             progress=self.progress,

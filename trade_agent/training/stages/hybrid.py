@@ -16,6 +16,7 @@ from trade_agent.agents.builders import agent_from_spec
 from trade_agent.config.schema import AgentModel, CnnLstmStage, HybridStage, OffPolicyModel, PpoModel
 from trade_agent.errors import RegistryError
 from trade_agent.networks.encoders import WindowEncoder, build_table
+from trade_agent.training.agent_loop import warmup_env_steps
 from trade_agent.training.models import (
     AgentPolicy,
     Forecaster,
@@ -33,9 +34,23 @@ from trade_agent.training.stages.trading import (
     train_agent,
     train_rows,
     validation_sharpe,
-    warmup_env_steps,
 )
 from trade_agent.training.supervised import TABLE_BATCH, Targets, forecast_loss
+
+# What the weights of an agent mean: a hybrid goes on from them and must be built alike.
+INHERITED = (
+    "name",
+    "observation_dim",
+    "action_dim",
+    "hidden_dims",
+    "activation",
+    "layer_norm",
+    "gamma",
+    "normalise_observation",
+    "normalise_reward",
+    "policy",
+    "actions",
+)
 
 
 class JointLearner:
@@ -200,13 +215,16 @@ def join(
         model,
         observation_dim=width,
         action_dim=num_assets,
+        rules=context.dataset.rules,
         learning_rate_scale=stage.agent_learning_rate_scale,
     )
-    theirs_spec = agent.state["agent"]["spec"]
-    for key in ("name", "observation_dim", "action_dim", "hidden_dims", "gamma"):
-        if spec[key] != theirs_spec[key]:
+    trained = agent_from_spec(spec, device=context.device)
+    parent_spec = agent_from_spec(agent.state["agent"]["spec"]).spec()  # with what an older version left unsaid
+    for key in INHERITED:
+        mine, theirs = trained.spec().get(key), parent_spec.get(key)
+        if mine != theirs:
             raise RegistryError(
-                f"{agent.model_id} has {key}={theirs_spec[key]}, this run has {spec[key]}",
+                f"{agent.model_id} has {key}={theirs}, this run has {mine}",
                 "use the model, data and env settings that the agent was trained with",
             )
     if agent.state["reward_scale"] != model.reward_scale:
@@ -215,7 +233,6 @@ def join(
             "its critics would be wrong by the ratio",
             f"set model.reward_scale={agent.state['reward_scale']:g}",
         )
-    trained = agent_from_spec(spec, device=context.device)
     trained.load_state_dict(agent.state["agent"]["state"])
     return joined, trained
 

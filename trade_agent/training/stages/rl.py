@@ -38,7 +38,8 @@ def run(context: StageContext, *, model: AgentModel, forecaster: Parent) -> Stag
     table = build_table(parent.network, dataset.features, TABLE_BATCH)
     width = observation_dim(parent.network, dataset.num_assets, dataset.rules)
     agent = agent_from_spec(
-        agent_spec(model, observation_dim=width, action_dim=dataset.num_assets), device=context.device
+        agent_spec(model, observation_dim=width, action_dim=dataset.num_assets, rules=dataset.rules),
+        device=context.device,
     )
     policy, best = AgentPolicy(agent, table), Best()
 

@@ -8,22 +8,15 @@ import torch
 from torch import Tensor
 
 from trade_agent.agents.base import Agent
-from trade_agent.agents.ppo import PPO
-from trade_agent.agents.replay import ReplayBuffer
-from trade_agent.config.schema import AgentModel, OffPolicyModel, PpoModel
+from trade_agent.config.schema import AgentModel
 from trade_agent.envs.batched import TrainingMarket
 from trade_agent.evaluation.backtest import Backtest, Policy, run_policy
 from trade_agent.evaluation.grading import grade
 from trade_agent.evaluation.report import plot_equity
 from trade_agent.evaluation.trading import evaluate_trading
+from trade_agent.training.agent_loop import loop_env_steps, train_in
 from trade_agent.training.dataset import MarketDataset
-from trade_agent.training.reinforcement import (
-    Hooks,
-    Learn,
-    Observe,
-    train_off_policy,
-    train_on_policy,
-)
+from trade_agent.training.reinforcement import Learn, Observe
 from trade_agent.training.stages.context import StageContext, StageOutcome
 
 
@@ -59,7 +52,6 @@ def train_agent(
 ) -> tuple[int, dict[str, list[float]]]:
     """Run the loop of the agent's kind over `rows`. Returns environment steps and the history of its metrics."""
     dataset = context.dataset
-    history: dict[str, list[float]] = {}
     market = TrainingMarket(
         series=dataset.series,
         rules=dataset.rules,
@@ -69,58 +61,20 @@ def train_agent(
         reward_scale=model.reward_scale,
         generator=generator,
     )
-    total = on_policy_env_steps if isinstance(model, PpoModel) else off_policy_env_steps
-    with context.progress.task(label, total) as task:
-
-        def record(env_steps: int, metrics: dict[str, float]) -> None:
-            for name, value in {"env_steps": float(env_steps), **metrics}.items():
-                history.setdefault(name, []).append(value)
-
-        hooks = Hooks(check=check, advance=task.advance, metrics=record)
-        if isinstance(model, PpoModel):
-            assert isinstance(agent, PPO)
-            env_steps = train_on_policy(
-                agent,
-                env=market,
-                observe=observe,
-                learn=learn,
-                total_env_steps=total,
-                rollout_steps=model.rollout_steps,
-                epochs=model.epochs,
-                batch_size=model.batch_size,
-                validation_checks=context.trainer.validation_checks,
-                generator=generator,
-                hooks=hooks,
-            )
-        else:
-            assert isinstance(model, OffPolicyModel)
-            env_steps = train_off_policy(
-                agent,
-                env=market,
-                replay=ReplayBuffer(
-                    # A buffer larger than the run would only be memory that is never touched.
-                    capacity=min(model.replay_capacity, total + model.num_envs),
-                    private_dim=market.private_dim,
-                    action_dim=market.action_dim,
-                    device=context.device,
-                ),
-                observe=observe,
-                learn=learn,
-                total_env_steps=total,
-                warmup_env_steps=warmup_env_steps(model, total),
-                random_warmup=random_warmup,
-                env_steps_per_update=model.env_steps_per_update,
-                batch_size=model.batch_size,
-                validation_checks=context.trainer.validation_checks,
-                generator=generator,
-                hooks=hooks,
-            )
-    return env_steps, history
-
-
-def warmup_env_steps(model: OffPolicyModel, total_env_steps: int) -> int:
-    """Steps before the first update: as configured, but never more than a quarter of a small budget."""
-    return min(model.warmup_env_steps, total_env_steps // 4)
+    return train_in(
+        market,
+        agent,
+        model=model,
+        observe=observe,
+        learn=learn,
+        check=check,
+        total_env_steps=loop_env_steps(model, on_policy=on_policy_env_steps, off_policy=off_policy_env_steps),
+        validation_checks=context.trainer.validation_checks,
+        random_warmup=random_warmup,
+        generator=generator,
+        progress=context.progress,
+        label=label,
+    )
 
 
 def trading_outcome(

@@ -1,0 +1,148 @@
+"""The table of tasks: market, settings and budget of every variant, and the threshold it has to reach.
+
+Settings are overrides of the command line: what stands here can be tried with `python train.py`. They were chosen on
+the train and test bars of seed 1 and hold for all seeds.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.learning.forecast_markets import learn_forecaster
+from benchmarks.learning.signal_markets import learn_garleanu_pedersen, learn_leak, learn_noise
+
+Learn = Callable[[tuple[str, ...], int, int, Path], dict[str, Any]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Task:
+    """learn(overrides, seed, env_steps, folder) trains one unit. variants: overrides by algorithm or market.
+
+    kind: how the results of the seeds become figures, see benchmarks.learning.figures. target: of the figure. seeds: a
+    number that the task fixes; None takes that of the command line.
+    """
+
+    learn: Learn
+    kind: str
+    unit: str
+    target: float
+    overrides: tuple[str, ...]
+    variants: Mapping[str, tuple[str, ...]]
+    env_steps: int
+    seeds: int | None = None
+
+
+def signals(*names: str) -> str:
+    """The observation is nothing but these columns, scaled on train rows."""
+    steps = [f"{{name: signal, params: {{name: {name}}}}}" for name in names]
+    return f"preprocessing.steps=[{', '.join([*steps, '{name: standard_scaler}'])}]"
+
+
+def test_rows(num_bars: int, train: float, validation: float) -> tuple[str, ...]:
+    """Length of the market and shares of its parts; the rest, 20,000 bars or more, is for the test."""
+    return (
+        f"data.num_bars={num_bars}",
+        f"evaluation.train_fraction={train}",
+        f"evaluation.validation_fraction={validation}",
+    )
+
+
+# Many accounts and few, large updates: that is what one core can do in a minute.
+PPO = ("model=ppo", "model.num_envs=256", "model.rollout_steps=16", "model.batch_size=512", "model.epochs=10")
+OFF_POLICY = ("model.num_envs=64", "model.batch_size=256")
+FASTER = ("model.learning_rate=1e-3", "model.critic_learning_rate=1e-3", "model.tau=0.02")
+RETURNS = "preprocessing.steps=[{name: log_return, params: {lags: [1]}}, {name: standard_scaler}]"
+CALENDAR = "preprocessing.steps=[{name: log_return, params: {lags: [1]}}, {name: calendar}, {name: standard_scaler}]"
+# Small networks on 60,000 train bars: the patterns are short.
+FORECASTER = (
+    "stage=cnn_lstm",
+    "model.window_bars=16",
+    "model.horizons=[1]",
+    "model.conv_channels=[16]",
+    "model.lstm_hidden=16",
+    "model.dropout=0.0",
+    "model.batch_size=512",
+    "model.learning_rate=3e-3",
+    "trainer.forecaster_epochs=12",
+    "trainer.forecaster_patience=4",
+    "trainer.cross_fit_folds=0",
+)
+
+TASKS: dict[str, Task] = {
+    "leak": Task(
+        learn=learn_leak,
+        kind="ratio",
+        unit="bp of log growth a bar",
+        target=0.9,
+        env_steps=200_000,
+        overrides=(
+            *("stage=rl", "data=leak", "env=leak", signals("leak")),
+            *test_rows(100_000, 0.75, 0.04),
+            "model.gamma=0.5",
+            "model.reward_scale=500",
+        ),
+        variants={
+            "ppo": (*PPO, "model.gae_lambda=0.9", "model.learning_rate=1e-3"),
+            "sac": (
+                *("model=sac", *OFF_POLICY, *FASTER, "model.alpha_learning_rate=1e-3"),
+                *("model.env_steps_per_update=16", "model.target_entropy=-3"),
+            ),
+            "td3": ("model=td3", *OFF_POLICY, *FASTER, "model.env_steps_per_update=16", "model.exploration_noise=0.3"),
+        },
+    ),
+    "garleanu_pedersen": Task(
+        learn=learn_garleanu_pedersen,
+        kind="ratio",
+        unit="discounted reward, 1e-4 of the notional",
+        target=0.9,
+        env_steps=500_000,
+        overrides=(
+            *("stage=rl", "data=garleanu_pedersen", "env=garleanu_pedersen", signals("factor")),
+            *test_rows(300_000, 0.9, 0.03),
+            "model.gamma=0.9",  # the discount of the model
+            "model.reward_scale=3000",
+        ),
+        variants={
+            "ppo": (*PPO, "model.gae_lambda=0.9", "model.learning_rate=1e-3"),
+            "sac": (
+                *("model=sac", *OFF_POLICY, "model.replay_capacity=500_000", "model.env_steps_per_update=16"),
+                *("model.tau=0.005", "model.target_entropy=-3"),
+            ),
+            "td3": (
+                *("model=td3", *OFF_POLICY, "model.replay_capacity=500_000", "model.env_steps_per_update=16"),
+                *("model.tau=0.005", "model.exploration_noise=0.3"),
+            ),
+        },
+    ),
+    "noise": Task(
+        learn=learn_noise,
+        kind="false alarms",
+        unit="runs",
+        target=7.0,
+        env_steps=30_000,
+        seeds=100,
+        overrides=(
+            *("stage=rl", "data=noise", "env=leak"),  # 10 basis points a trade
+            RETURNS,
+            *test_rows(20_000, 0.8, 0.05),
+            "model.gamma=0.5",
+            "model.reward_scale=500",
+        ),
+        variants={"ppo": (*PPO, "model.gae_lambda=0.9", "model.learning_rate=1e-3")},
+    ),
+    "forecaster": Task(
+        learn=learn_forecaster,
+        kind="accuracy",
+        unit="share of directions",
+        target=0.9,
+        env_steps=0,
+        overrides=(*FORECASTER, *test_rows(80_000, 0.65, 0.09)),
+        variants={
+            "ar": ("data=ar", RETURNS),
+            "regimes": ("data=regimes", RETURNS, "model.window_bars=32"),
+            "seasonal": ("data=seasonal", CALENDAR),
+            "noise": ("data=noise", RETURNS),
+        },
+    ),
+}

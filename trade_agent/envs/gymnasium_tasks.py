@@ -1,0 +1,159 @@
+"""Tasks of gymnasium as batched environments: where the agents are measured against published figures.
+
+Shapes: N environments, K observation, A action dimensions. A task has no bars: t is 0 throughout, and the whole
+observation is the private state.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import gymnasium
+import numpy as np
+import torch
+from gymnasium.spaces import Box, Space
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from numpy.typing import NDArray
+from torch import Tensor
+
+from trade_agent.envs.batched import Experience
+from trade_agent.errors import ConfigError
+
+Floats = NDArray[np.float64]
+Act = Callable[[Tensor], Tensor]  # observation [B, K] -> action [B, A] in [-1, 1]
+
+
+class Task(NamedTuple):
+    """What a task is to an agent. `max_episode_steps` is None where the task itself ends every episode."""
+
+    id: str
+    observation_dim: int
+    action_dim: int
+    max_episode_steps: int | None
+
+
+class Episodes(NamedTuple):
+    """Finished episodes, one value each."""
+
+    returns: Floats  # sum of rewards, neither scaled nor discounted
+    lengths: NDArray[np.int64]
+
+
+def make_env(task_id: str) -> gymnasium.Env[Any, Any]:
+    """Raises ConfigError for a task that does not exist, is not installed, or has discrete or unbounded actions."""
+    try:
+        env = gymnasium.make(task_id, disable_env_checker=True)
+    except (gymnasium.error.Error, ImportError) as error:
+        line = " ".join(str(error).split())
+        raise ConfigError(f"env.id={task_id} cannot be made: {line}", remedy_of(error)) from error
+    for name, space in (("observations", env.observation_space), ("actions", env.action_space)):
+        if not isinstance(space, Box):
+            what = f"env.id={task_id} has {name} of {space}, and the agents take vectors of real numbers"
+            raise ConfigError(what, "use a task with Box observations and Box actions, such as Pendulum-v1")
+    if not env.action_space.is_bounded():  # type: ignore[attr-defined]
+        raise ConfigError(f"env.id={task_id} has unbounded actions {env.action_space}", "use a task with bounded ones")
+    return env
+
+
+def size(space: Space[Any]) -> int:
+    """Numbers in one value of a Box."""
+    assert isinstance(space, Box)
+    return math.prod(space.shape)
+
+
+def remedy_of(error: Exception) -> str:
+    if isinstance(error, gymnasium.error.DependencyNotInstalled):
+        return "pip install 'trade-agent[reference]', or what the task's own page asks for"
+    return "see python -c 'import gymnasium; gymnasium.pprint_registry()'"
+
+
+def describe_task(task_id: str) -> Task:
+    """Raises ConfigError, see `make_env`."""
+    env = make_env(task_id)
+    limit = env.spec.max_episode_steps if env.spec else None
+    task = Task(task_id, size(env.observation_space), size(env.action_space), limit)
+    env.close()
+    return task
+
+
+class GymnasiumTasks:
+    """N copies of one task, stepped one after another, each restarted in the step that ends its episode.
+
+    seed: of the first copy; the others follow it. Rewards are multiplied by `reward_scale`. `finished` collects the
+    unscaled returns of the episodes that ended; whoever reads it empties it.
+    """
+
+    def __init__(
+        self, task_id: str, *, num_envs: int, reward_scale: float, seed: int, device: torch.device | str = "cpu"
+    ) -> None:
+        self.num_envs, self.reward_scale, self._device = num_envs, reward_scale, torch.device(device)
+        self.envs = SyncVectorEnv([lambda: make_env(task_id)] * num_envs, autoreset_mode=AutoresetMode.SAME_STEP)
+        self.private_dim = size(self.envs.single_observation_space)
+        self.action_dim = size(self.envs.single_action_space)
+        self.finished: list[float] = []
+        self._running = np.zeros(num_envs)  # returns so far
+        observation, _ = self.envs.reset(seed=seed)
+        self.private = self._tensor(observation)
+        self.t = torch.zeros(num_envs, dtype=torch.int64, device=self._device)
+
+    @property
+    def device(self) -> torch.device:
+        return self._device
+
+    def step(self, action: Tensor) -> Experience:
+        """One step of every copy; `action` [N, A] in [-1, 1] means the range of the task's own action space."""
+        box = self.envs.single_action_space
+        assert isinstance(box, Box)
+        observation, reward, terminated, truncated, info = self.envs.step(rescale(action, box))
+        self.private, private = self._tensor(observation), self.private
+        next_private = self.private
+        done = terminated | truncated
+        self._running += reward
+        if done.any():
+            # `observation` is already the first one of the next episode there.
+            next_private = self.private.clone()
+            ended = np.flatnonzero(done)
+            next_private[ended] = self._tensor(np.stack([info["final_obs"][index] for index in ended]))
+            self.finished += self._running[ended].tolist()
+            self._running[ended] = 0.0
+        return Experience(
+            self.t,
+            private,
+            torch.as_tensor(reward * self.reward_scale, dtype=torch.float32, device=self._device),
+            torch.tensor(terminated, device=self._device),
+            torch.tensor(truncated, device=self._device),
+            next_private,
+        )
+
+    def _tensor(self, observation: NDArray[Any]) -> Tensor:
+        """[B, ...] -> [B, K] float32, a copy."""
+        return torch.tensor(observation.reshape(len(observation), -1), dtype=torch.float32, device=self._device)
+
+
+def rescale(action: Tensor, box: Box) -> NDArray[Any]:
+    """[B, A] in [-1, 1] -> [B, *shape] between the bounds of the box."""
+    low, high = box.low.astype(np.float64), box.high.astype(np.float64)
+    unit = (action.double().clamp(-1.0, 1.0).cpu().numpy().reshape(-1, *box.shape) + 1.0) / 2.0
+    return (low + unit * (high - low)).astype(box.dtype)
+
+
+def play(act: Act, task_id: str, *, seeds: Sequence[int], device: torch.device | str = "cpu") -> Episodes:
+    """One whole episode for each seed, played side by side, with the actions of `act`."""
+    envs = [make_env(task_id) for _ in seeds]
+    box = envs[0].action_space
+    assert isinstance(box, Box)
+    observation = np.stack([env.reset(seed=seed)[0] for env, seed in zip(envs, seeds, strict=True)])
+    returns, lengths = np.zeros(len(envs)), np.zeros(len(envs), dtype=np.int64)
+    running = np.arange(len(envs))
+    while len(running):
+        seen = torch.tensor(observation[running].reshape(len(running), -1), dtype=torch.float32, device=device)
+        done = np.zeros(len(running), dtype=bool)
+        for place, (index, action) in enumerate(zip(running, rescale(act(seen), box), strict=True)):
+            observation[index], reward, terminated, truncated, _ = envs[index].step(action)
+            returns[index] += float(reward)
+            lengths[index] += 1
+            done[place] = terminated or truncated
+        running = running[~done]
+    for env in envs:
+        env.close()
+    return Episodes(returns, lengths)
