@@ -29,8 +29,8 @@ def run(cfg: DictConfig) -> float:
         from trade_agent.training.unified_manager import UnifiedTrainingManager  # imports torch: not for --help
 
         result = UnifiedTrainingManager(config, run_dir=run_dir).run()
-    print(f"model_id: {result.model_id}")
-    return result.objective["value"]
+    print(result.headline)
+    return float(result.objective["value"])
 
 
 if __name__ == "__main__":

@@ -137,7 +137,7 @@ def train(options: list[str], data: str | None, extra: Sequence[str] | None, sea
     from trade_agent.training.unified_manager import UnifiedTrainingManager
 
     result = UnifiedTrainingManager(config).run()
-    print(f"model_id: {result.model_id}")
+    print(result.headline)
 
 
 def ask_before_upstream(own: Sequence[str]) -> list[str]:

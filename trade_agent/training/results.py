@@ -42,5 +42,10 @@ class TrainingResult:
     notes: dict[str, Any]
     artefacts: list[str] = field(default_factory=list)
 
+    @property
+    def headline(self) -> str:
+        """The last line that a run prints."""
+        return f"model_id: {self.model_id}"
+
     def write(self, folder: Path) -> None:
         safe_io.write_json(folder / "result.json", finite(dataclasses.asdict(self)))

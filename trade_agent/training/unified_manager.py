@@ -22,6 +22,7 @@ from trade_agent.training.error_handler import TrainingErrorHandler
 from trade_agent.training.plan import Plan, PlannedStage, build_plan, fit_to_parents, named_references
 from trade_agent.training.preprocessor_manager import PreprocessorManager
 from trade_agent.training.progress import ProgressReporter
+from trade_agent.training.reference import ReferenceResult, run_reference
 from trade_agent.training.report import print_plan, print_result, write_history
 from trade_agent.training.results import TrainingResult
 from trade_agent.training.stages import cnn_lstm, ensemble, hybrid, rl
@@ -59,23 +60,38 @@ class UnifiedTrainingManager:
         self.grading = grading_policy(config.grading)
         self.environment = describe_environment()  # at the start: the files may change while a long run goes on
 
-    def run(self) -> TrainingResult:
-        """Train what the plan asks for. Returns the result of the stage the run is for, and prints it."""
+    def run(self) -> TrainingResult | ReferenceResult:
+        """Train what the config asks for. Returns the result of the stage that the run is for, and prints it.
+
+        With env=gymnasium that is one agent on one task, of which nothing is registered.
+        """
         with TrainingErrorHandler(self.run_dir, self.config.command) as handler:
-            dataset, plan = self.prepare()
-            print_plan(self.progress, plan, dataset, self.devices.report(), self.config)
-            require_parents(plan, self.config)
-            check_writable(Path(self.config.paths.models))
-            self.registry.signing.check(self.registry.root, writes=True)
-            self.run_dir.mkdir(parents=True, exist_ok=True)
-            self._write_run_files(dataset, plan)
-            for planned in plan.stages:
-                if planned.found is None:
-                    handler.stage = planned.key
-                    result, outcome = self.train_stage(planned, plan, dataset)
-            memory = self.devices.memory_used_bytes()
-            print_result(self.progress, result, outcome.comparisons, memory, self.run_dir)
-            return result
+            if isinstance(self.config.env, schema.GymnasiumConfig):
+                return run_reference(
+                    self.config,
+                    run_dir=self.run_dir,
+                    device=self.devices.device,
+                    environment=self.environment,
+                    progress=self.progress,
+                )
+            return self._train_model(handler)
+
+    def _train_model(self, handler: TrainingErrorHandler) -> TrainingResult:
+        """Train and register what the plan finds missing."""
+        dataset, plan = self.prepare()
+        print_plan(self.progress, plan, dataset, self.devices.report(), self.config)
+        require_parents(plan, self.config)
+        check_writable(Path(self.config.paths.models))
+        self.registry.signing.check(self.registry.root, writes=True)
+        self.run_dir.mkdir(parents=True, exist_ok=True)
+        self._write_run_files(dataset, plan)
+        for planned in plan.stages:
+            if planned.found is None:
+                handler.stage = planned.key
+                result, outcome = self.train_stage(planned, plan, dataset)
+        memory = self.devices.memory_used_bytes()
+        print_result(self.progress, result, outcome.comparisons, memory, self.run_dir)
+        return result
 
     def prepare(self) -> tuple[MarketDataset, Plan]:
         """Everything that can be wrong with the input shows here: data, references, contracts. Writes nothing."""

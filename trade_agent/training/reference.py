@@ -1,0 +1,197 @@
+"""A run on a gymnasium task: the same agents and loops, without market, forecaster or registry.
+
+It proves the agents against published figures. Weights, curve and result stay in the run folder.
+"""
+
+import dataclasses
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from tensordict import TensorDict
+from torch import Tensor
+
+from trade_agent import safe_io
+from trade_agent.agents.base import Agent
+from trade_agent.agents.builders import agent_from_spec
+from trade_agent.config.load import snapshot
+from trade_agent.config.schema import AgentModel, GymnasiumConfig, TrainingConfig
+from trade_agent.envs.gymnasium_tasks import Episodes, GymnasiumTasks, describe_task, play
+from trade_agent.registry.metadata import finite
+from trade_agent.training.agent_loop import History, loop_env_steps, train_in
+from trade_agent.training.models import agent_spec, agent_to_state
+from trade_agent.training.progress import ProgressReporter
+from trade_agent.training.reinforcement import Best
+from trade_agent.training.report import write_history
+from trade_agent.training.stages.context import seed_everything
+
+# First seeds of episodes that no training sees: of the checks, by which a state is chosen, and of the final figure.
+CHECK_SEEDS, EVALUATION_SEEDS = 2_000_000_000, 2_100_000_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReferenceResult:
+    """One agent trained on one task. `result.json` holds exactly these fields.
+
+    objective: mean return of an evaluation episode, neither scaled nor discounted. checks: environment steps and mean
+    return at each of trainer.validation_checks; the best state was kept.
+    """
+
+    stage: str
+    model: str
+    task: str
+    objective: dict[str, Any]
+    metrics: dict[str, float]
+    checks: list[tuple[int, float]]
+    seed: int
+    device: str
+    duration_seconds: float
+    env_steps: int
+    command: str
+    run_id: str
+    trainer: str
+    environment: dict[str, Any]
+    artefacts: list[str] = field(default_factory=list)
+
+    @property
+    def headline(self) -> str:
+        """The last line that a run prints."""
+        return f"{self.task} {self.model}: mean return {self.objective['value']:.1f}"
+
+
+def run_reference(
+    config: TrainingConfig,
+    *,
+    run_dir: Path,
+    device: torch.device,
+    environment: dict[str, Any],
+    progress: ProgressReporter,
+) -> ReferenceResult:
+    """Train and evaluate; writes config.json, result.json, agent.pth, history.json and returns.png to `run_dir`.
+
+    Raises ConfigError for a task that cannot be made, before anything is written.
+    """
+    env_config, model, started = config.env, config.model, time.monotonic()
+    assert isinstance(env_config, GymnasiumConfig)
+    assert isinstance(model, AgentModel)
+    describe_task(env_config.id)
+    run_dir.mkdir(parents=True, exist_ok=True)
+    safe_io.write_json(run_dir / "config.json", snapshot(config))
+    agent, env_steps, history, checks = train_task(config, env_config, model, device=device, progress=progress)
+    episodes = evaluate(agent, env_config.id, EVALUATION_SEEDS, env_config.evaluation_episodes, device)
+    mean = float(episodes.returns.mean())
+    safe_io.write_bytes(
+        run_dir / "agent.pth", safe_io.dump_tensors({"kind": model.name, "agent": agent_to_state(agent)})
+    )
+    write_history(run_dir, history)
+    plot_checks(run_dir / "returns.png", env_config.id, model.name, checks, mean)
+    result = ReferenceResult(
+        stage="rl",
+        model=model.name,
+        task=env_config.id,
+        objective={"name": "mean_return", "value": mean, "direction": "max"},
+        metrics={
+            "mean_return": mean,
+            "std_return": float(episodes.returns.std()),
+            "min_return": float(episodes.returns.min()),
+            "mean_length": float(episodes.lengths.mean()),
+            "episodes": float(len(episodes.returns)),
+        },
+        checks=checks,
+        seed=config.seed,
+        device=str(device),
+        duration_seconds=time.monotonic() - started,
+        env_steps=env_steps,
+        command=config.command,
+        run_id=config.run_id,
+        trainer=config.trainer.name,
+        environment=environment,
+        artefacts=["config.json", "history.json", "agent.pth", "returns.png"],
+    )
+    safe_io.write_json(run_dir / "result.json", finite(dataclasses.asdict(result)))
+    progress.say(f"{result.headline} (+- {result.metrics['std_return']:.1f} over {len(episodes.returns)} episodes)")
+    return result
+
+
+def train_task(
+    config: TrainingConfig,
+    env_config: GymnasiumConfig,
+    model: AgentModel,
+    *,
+    device: torch.device,
+    progress: ProgressReporter,
+) -> tuple[Agent, int, History, list[tuple[int, float]]]:
+    """The agent in the state that did best in a check, environment steps, history of the losses, the checks."""
+    generator = seed_everything(config.seed, device, "reference", env_config.id, model.name)
+    envs = GymnasiumTasks(
+        env_config.id,
+        num_envs=model.num_envs,
+        reward_scale=model.reward_scale,
+        seed=config.seed * 10_000,  # the copies follow it; two runs share no episode
+        device=device,
+    )
+    spec = agent_spec(model, observation_dim=envs.private_dim, action_dim=envs.action_dim)
+    agent = agent_from_spec(spec, device=device)
+    best, checks = Best(), []
+
+    def check(env_steps: int) -> None:
+        score = float(evaluate(agent, env_config.id, CHECK_SEEDS, env_config.check_episodes, device).returns.mean())
+        checks.append((env_steps, score))
+        progress.say(f"  {env_steps:,} steps: mean return {score:.1f}")
+        best.consider(score, agent.state_dict, env_steps)
+
+    def observe(t: Tensor, private: Tensor) -> Tensor:
+        return private
+
+    def learn(batch: TensorDict) -> dict[str, Tensor]:
+        return agent.update(batch)
+
+    trainer = config.trainer
+    env_steps, history = train_in(
+        envs,
+        agent,
+        model=model,
+        observe=observe,
+        learn=learn,
+        check=check,
+        total_env_steps=loop_env_steps(
+            model, on_policy=trainer.on_policy_env_steps, off_policy=trainer.off_policy_env_steps
+        ),
+        validation_checks=trainer.validation_checks,
+        random_warmup=True,
+        generator=generator,
+        progress=progress,
+        label=f"{model.name} on {env_config.id}",
+    )
+    envs.envs.close()
+    assert best.state is not None
+    agent.load_state_dict(best.state)
+    return agent, env_steps, history, checks
+
+
+@torch.no_grad()
+def evaluate(agent: Agent, task_id: str, first_seed: int, episodes: int, device: torch.device) -> Episodes:
+    """Whole episodes of the deterministic policy."""
+
+    def act(observation: Tensor) -> Tensor:
+        return agent.act(observation, deterministic=True).action
+
+    return play(act, task_id, seeds=range(first_seed, first_seed + episodes), device=device)
+
+
+def plot_checks(path: Path, task: str, model: str, checks: list[tuple[int, float]], final: float) -> None:
+    """Mean return over the run, and that of the final evaluation."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.0, 3.5), layout="constrained")
+    axes = figure.subplots()
+    axes.plot(*zip(*checks, strict=True), marker="o", label="checks")
+    axes.axhline(final, color="C1", linestyle="--", label="final evaluation")
+    axes.set_title(f"{model} on {task}")
+    axes.set_xlabel("environment steps")
+    axes.set_ylabel("mean return of an episode")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(path, dpi=110)
