@@ -39,6 +39,14 @@ class Layout:
             raise RegistryError(f"{path} is a symbolic link", "put the folder itself there")
         return path
 
+    def locate(self, model_type: str, name: str) -> Path:
+        """Where a file of a model is, which may be on its way into the archive or out of it.
+
+        A move links the new name before it removes the old one: looking at the first place again misses nothing.
+        """
+        active, archived = self.folder(model_type) / name, self.folder(model_type, archived=True) / name
+        return next((path for path in (active, archived, active) if path.exists()), active)
+
     def claims(self, model_type: str) -> Path:
         """Folder with one file for every number ever used by a type, and one for every run that registered."""
         return self.folder(model_type) / ".claims"

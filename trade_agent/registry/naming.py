@@ -21,6 +21,9 @@ MODEL_ID = re.compile(
     rf"(?P<type>{'|'.join(MODEL_TYPES)})_v(?P<version>{_VERSION})_grade_(?:{_GRADE})_{_TOKEN}_(?:{_NUMBER})"
 )
 METADATA_FILE = re.compile(rf"metadata_v(?P<version>{_VERSION})\.json")
+_DATA_FILE = re.compile(
+    r".+_v(\d+\.\d+\.\d+)_grade_.+\.pth|(?:preprocessor|config|metadata)_v(\d+\.\d+\.\d+)\.(?:pkl|json|sig)"
+)
 
 
 def spell_number(value: float) -> str:
@@ -65,3 +68,9 @@ def file_names(identifier: str, version: Version | str) -> dict[str, str]:
 def metadata_file(version: Version | str) -> str:
     """Name of the file whose appearance is the commit of a version."""
     return f"metadata_v{version}.json"
+
+
+def data_file_version(name: str) -> Version | None:
+    """The version that a file in a model type's folder belongs to; None for any other name."""
+    match = _DATA_FILE.fullmatch(name) or METADATA_FILE.fullmatch(name)
+    return Version.parse(next(filter(None, match.groups()))) if match else None

@@ -199,23 +199,28 @@ def _outcome(layout: Layout, model_type: str, version: Version, claim: dict[str,
             if (layout.folder(model_type, archived=archived) / metadata_file(version)).exists():
                 metadata: ModelMetadata | None = read_metadata(layout, model_type, version, archived=archived)[0]
                 return metadata
-        if not _alive(claim) or time.monotonic() > deadline:
+        if process_is_gone(claim["host"], claim["pid"]) or time.monotonic() > deadline:
             fence(layout, model_type, version)
         else:
             time.sleep(POLL_SECONDS)
 
 
-def _alive(claim: dict[str, Any]) -> bool:
-    """False only when the claiming process is known to be gone; on another host nobody knows."""
-    if claim["host"] != socket.gethostname():
-        return True
-    try:
-        os.kill(claim["pid"], 0)
-    except ProcessLookupError:
+def process_is_gone(host: str, pid: int) -> bool:
+    """True only when the process is known to be gone; on another host nobody knows."""
+    if host != socket.gethostname():
         return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
     except (PermissionError, OverflowError):
         pass
-    return True
+    return False
+
+
+def is_tombstone(path: Path) -> bool:
+    """Whether a metadata file closes its number without a model."""
+    return safe_io.read_bytes(path, max_bytes=safe_io.MAX_JSON_BYTES) == TOMBSTONE
 
 
 def fence(layout: Layout, model_type: str, version: Version) -> bool:

@@ -60,19 +60,19 @@ def is_prefix(reference: str, identifier: str) -> bool:
     return identifier.startswith(reference) and (not rest or rest[0] in "_.")
 
 
-def best(records: Sequence[ModelRecord]) -> ModelRecord | None:
-    """The model with the best validation objective, the higher version where they are equal.
+def ranked(records: Sequence[ModelRecord]) -> list[ModelRecord]:
+    """Models by their validation objective, the best first, the higher version first where they are equal.
 
-    Values of different objectives cannot be compared: the newest model says which one counts. None without a candidate.
+    Values of different objectives cannot be compared: the newest model says which one counts, the others are left out.
     """
     ordered = sorted(records, key=lambda record: record.number)
     finite = [r for r in ordered if r.objective.value is not None and math.isfinite(r.objective.value)]
     if not finite:
-        return None
+        return []
     name, direction = finite[-1].objective.name, finite[-1].objective.direction
     sign = 1.0 if direction == "max" else -1.0
     rivals = [r for r in finite if (r.objective.name, r.objective.direction) == (name, direction)]
-    return max(rivals, key=lambda record: (sign * (record.objective.value or 0.0), record.number))
+    return sorted(rivals, key=lambda record: (sign * (record.objective.value or 0.0), record.number), reverse=True)
 
 
 def _of_type(usable: dict[str, ModelRecord], model_type: str) -> list[ModelRecord]:
@@ -91,8 +91,7 @@ def _named(view: View, usable: dict[str, ModelRecord], reference: str, model_typ
     if name == "latest":
         return _one(reference, records[-1:], usable)
     if name == "best":
-        champion = best(records)
-        return _one(reference, [champion] if champion else [], usable)
+        return _one(reference, ranked(records)[:1], usable)
     target = view.aliases.get(f"{model_type}@{name}")
     if target is None:
         raise _unknown(reference, usable, [key for key in view.aliases if key.startswith(f"{model_type}@")])

@@ -11,20 +11,25 @@ from typing import Any
 
 from trade_agent import safe_io
 from trade_agent.errors import RegistryError
-from trade_agent.registry.layout import Layout, names
+from trade_agent.registry.events import event_numbers, read_event
+from trade_agent.registry.layout import Layout
 from trade_agent.registry.metadata import ModelMetadata, Objective
 from trade_agent.registry.naming import MODEL_TYPES, metadata_file
 from trade_agent.registry.versions import Version
 
 log = logging.getLogger(__name__)
-FORMAT = 1
+FORMAT = 2
 LARGE = 1000
-ACTIVE, ARCHIVED = "active", "archived"
+ACTIVE, ARCHIVED, PURGED = "active", "archived", "purged"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelRecord:
-    """The lean view of a model that listings show. ``file`` is relative to the registry's folder."""
+    """The lean view of a model that listings show.
+
+    ``state`` is active, archived or purged (nothing but its metadata is left), ``grade`` the present one. ``file`` is
+    relative to the registry's folder and follows the metadata, which a move may not have reached yet.
+    """
 
     id: str
     type: str
@@ -49,15 +54,29 @@ class ModelRecord:
         """The version, comparable."""
         return Version.parse(self.version)
 
+    @property
+    def moved(self) -> bool:
+        """Whether the metadata lies under ``archived/``."""
+        return self.file.startswith("archived/")
+
 
 @dataclass(slots=True)
 class View:
-    """All models by id; aliases as ``type@alias`` -> id; tombstones as ``type@version``."""
+    """All models by id, tombstones as ``type@version``, and what the events up to ``last_event`` made of them.
+
+    ``aliases`` maps ``type@alias`` to an id. ``states`` and ``since`` (ISO time) have the models that were ever
+    archived, ``grades`` those that were graded again. ``damaged`` are the numbers of events that cannot be read: they
+    hide no model, but nothing can be changed before they are back.
+    """
 
     records: dict[str, ModelRecord] = field(default_factory=dict)
     aliases: dict[str, str] = field(default_factory=dict)
+    states: dict[str, str] = field(default_factory=dict)
+    since: dict[str, str] = field(default_factory=dict)
+    grades: dict[str, str] = field(default_factory=dict)
     abandoned: set[str] = field(default_factory=set)
     last_event: int = 0
+    damaged: list[int] = field(default_factory=list)
 
     def to_bytes(self) -> bytes:
         """One line a model, sorted: equal views give equal bytes."""
@@ -66,9 +85,10 @@ class View:
             return safe_io.canonical_json(value, indent=None).decode().rstrip("\n")
 
         models = [f"    {line(key)}: {line(self.records[key].to_dict())}" for key in sorted(self.records)]
-        head = [f'  "abandoned": {line(sorted(self.abandoned))},', f'  "aliases": {line(self.aliases)},']
-        head += [f'  "format": {FORMAT},', f'  "last_event": {self.last_event},', '  "models": {']
-        text = "\n".join(head) + "\n" + ",\n".join(models) + "\n  }"
+        head = {"abandoned": sorted(self.abandoned), "aliases": self.aliases, "format": FORMAT, "grades": self.grades}
+        head |= {"last_event": self.last_event, "since": self.since, "states": self.states}
+        lines = [f'  "{key}": {line(value)},' for key, value in head.items()] + ['  "models": {']
+        text = "\n".join(lines) + "\n" + ",\n".join(models) + "\n  }"
         # A damaged snapshot must be recognised as such, or it would be believed.
         return f'{{\n{text},\n  "sha256": "{safe_io.sha256_bytes(text.encode())}"\n}}\n'.encode()
 
@@ -86,23 +106,31 @@ class View:
                 key: ModelRecord(**(fields | {"objective": Objective(**fields["objective"])}))
                 for key, fields in value["models"].items()
             }
-            return cls(records, value["aliases"], set(value["abandoned"]), value["last_event"])
+            return cls(
+                records=records,
+                aliases=value["aliases"],
+                states=value["states"],
+                since=value["since"],
+                grades=value["grades"],
+                abandoned=set(value["abandoned"]),
+                last_event=value["last_event"],
+            )
         except (KeyError, TypeError) as error:  # the checksum fits, so another program wrote it
             raise RegistryError(
                 f"{name} is not a registry snapshot: {error!r}", "trade-agent registry rebuild"
             ) from error
 
 
-def record_of(metadata: ModelMetadata, *, metadata_sha256: str, state: str) -> ModelRecord:
-    """The lean view of one model."""
+def record_of(metadata: ModelMetadata, *, metadata_sha256: str, archived: bool) -> ModelRecord:
+    """The lean view of one model as it was born, in the folder where its metadata was found."""
     model_file = f"{metadata.model_id}.pth"
-    folder = metadata.model_type if state == ACTIVE else f"archived/{metadata.model_type}"
+    folder = f"archived/{metadata.model_type}" if archived else metadata.model_type
     return ModelRecord(
         id=metadata.model_id,
         type=metadata.model_type,
         version=metadata.version,
         grade=metadata.grade,
-        state=state,
+        state=ARCHIVED if archived else ACTIVE,
         created=metadata.created,
         objective=metadata.objective,
         parents=[parent.id for parent in metadata.parents],
@@ -142,73 +170,111 @@ def read_snapshot(layout: Layout) -> View:
         return View()
 
 
-def read_view(layout: Layout, base: View | None = None) -> View:
+def read_view(layout: Layout, base: View | None = None, *, until: int | None = None) -> View:
     """The present state: ``base`` (the snapshot where None) with what is newer, without what is gone.
 
-    A damaged metadata file is left out with a warning in the log; ``registry verify`` explains it.
+    ``until`` leaves out later events; the base must not hold them. A damaged file is left out with a warning in the
+    log; ``registry verify`` explains it.
     """
     base = read_snapshot(layout) if base is None else base
-    known = {(record.type, record.version, record.state): record for record in base.records.values()}
-    view = View(aliases=dict(base.aliases), last_event=base.last_event)
+    known = {(record.type, record.version, record.moved): record for record in base.records.values()}
+    view = View(
+        aliases=dict(base.aliases),
+        states=dict(base.states),
+        since=dict(base.since),
+        grades=dict(base.grades),
+        last_event=base.last_event,
+    )
     for model_type in MODEL_TYPES:
-        for state in (ARCHIVED, ACTIVE):  # a model found in both, in the middle of a restore, is active
-            for version in layout.versions(model_type, archived=state == ARCHIVED):
-                if (model_type, str(version), state) in known:
-                    record = known[model_type, str(version), state]
-                elif f"{model_type}@{version}" in base.abandoned:
-                    view.abandoned.add(f"{model_type}@{version}")
-                    continue
-                else:
-                    try:
-                        metadata, data = read_metadata(layout, model_type, version, archived=state == ARCHIVED)
-                    except RegistryError as error:
-                        log.warning("left out of the list: %s", error)
-                        continue
-                    if metadata is None:
-                        view.abandoned.add(f"{model_type}@{version}")
-                        continue
-                    record = record_of(metadata, metadata_sha256=safe_io.sha256_bytes(data), state=state)
+        for version, archived in _found(layout, model_type):
+            record = known.get((model_type, str(version), archived))
+            if record is None and f"{model_type}@{version}" in base.abandoned:
+                view.abandoned.add(f"{model_type}@{version}")
+                continue
+            try:
+                record = record or _read_record(layout, model_type, version, archived=archived)
+            except RegistryError as error:
+                log.warning("left out of the list: %s", error)
+                continue
+            if record is None:
+                view.abandoned.add(f"{model_type}@{version}")
+            else:
                 view.records[record.id] = record
     for number in event_numbers(layout):
-        if number > view.last_event:
-            apply_event(view, read_event(layout, number))
+        if view.last_event < number and (until is None or number <= until):
+            try:
+                apply_event(view, read_event(layout, number))
+            except RegistryError as error:
+                log.warning("left out: %s", error)
+                view.damaged.append(number)
             view.last_event = number
+    for key, record in view.records.items():
+        # Moved by hand, without an event: archived. In a past state the files of today say nothing.
+        state = view.states.get(key, ARCHIVED if record.moved and until is None else ACTIVE)
+        grade = view.grades.get(key, record.grade)
+        if (state, grade) != (record.state, record.grade):
+            view.records[key] = dataclasses.replace(record, state=state, grade=grade)
     return view
 
 
-def event_numbers(layout: Layout) -> list[int]:
-    """Numbers of the stored events, ascending."""
-    return [int(name[:-5]) for name in names(layout.events) if len(name) == 13 and name[:8].isdigit()]
+def _found(layout: Layout, model_type: str) -> list[tuple[Version, bool]]:
+    """Versions of a type and whether each lies under ``archived/``.
+
+    A move gives the metadata its new name before it takes the old one away. Looking at the first folder twice, around
+    the other, therefore misses none.
+    """
+    found = dict.fromkeys(layout.versions(model_type), False)
+    if layout.folder(model_type, archived=True).is_dir():
+        found |= dict.fromkeys(layout.versions(model_type, archived=True), True)
+        found |= {version: found.get(version, False) for version in layout.versions(model_type)}
+    return sorted(found.items())
 
 
-def read_event(layout: Layout, number: int) -> dict[str, Any]:
-    """Read one state change; RegistryError when it is damaged."""
-    path = layout.events / f"{number:08d}.json"
-    event = safe_io.read_json(path)
-    texts = ("type", "model_type", "alias", "model_id", "created")
-    if not isinstance(event, dict) or any(type(event.get(key)) is not str for key in texts) or event["type"] != "alias":
-        raise RegistryError(f"{path} is not a known event", "use a newer trade_agent, or restore it from a backup")
-    return event
+def _read_record(layout: Layout, model_type: str, version: Version, *, archived: bool) -> ModelRecord | None:
+    """The record of a version, None for a tombstone; follows a metadata file that is moved meanwhile."""
+    for place in (archived, not archived, archived):
+        if (layout.folder(model_type, archived=place) / metadata_file(version)).exists():
+            archived = place
+            break
+    metadata, data = read_metadata(layout, model_type, version, archived=archived)
+    if metadata is None:
+        return None
+    return record_of(metadata, metadata_sha256=safe_io.sha256_bytes(data), archived=archived)
 
 
 def apply_event(view: View, event: dict[str, Any]) -> None:
-    """Fold one event into the view; an empty ``model_id`` takes an alias away."""
-    key = f"{event['model_type']}@{event['alias']}"
-    if event["model_id"]:
-        view.aliases[key] = event["model_id"]
-    else:
-        view.aliases.pop(key, None)
+    """Fold one event into the view. What the events before it rule out has no effect: an alias of a model that is not
+    active, the archiving of one that has an alias, the purge of one that is not archived, a restore after a purge."""
+    identifier, kind = event["model_id"], event["type"]
+    state = view.states.get(identifier, ACTIVE)
+    if kind == "alias":
+        key = f"{event['model_type']}@{event['alias']}"
+        if not identifier:
+            view.aliases.pop(key, None)
+        elif state == ACTIVE:
+            view.aliases[key] = identifier
+    elif kind == "grade":
+        view.grades[identifier] = event["grade"]
+    elif (
+        (kind == "archive" and state == ACTIVE and identifier not in view.aliases.values())
+        or (kind == "restore" and state != PURGED)
+        or (kind == "purge" and state == ARCHIVED)
+    ):
+        view.states[identifier] = {"archive": ARCHIVED, "restore": ACTIVE, "purge": PURGED}[kind]
+        view.since[identifier] = event["created"]
 
 
 def refresh(layout: Layout, *, rebuild: bool = False) -> View:
     """Write ``registry.json`` anew, from metadata and events alone when ``rebuild``, and return what it shows.
 
     No lock: whoever writes last looks again afterwards, so the last file written lacks nothing. A large snapshot that
-    lacks little is left as it is, since every reader adds what it lacks.
+    lacks little is left as it is, since every reader adds what it lacks; so is one when an event is damaged, which may
+    come back.
     """
     base = View() if rebuild else read_snapshot(layout)
     view = read_view(layout, base)
-    if len(base.records) >= LARGE and len(view.records) - len(base.records) < LARGE // 5:
+    lacks_little = len(base.records) >= LARGE and len(view.records) - len(base.records) < LARGE // 5
+    if lacks_little or view.damaged:
         return view
     while True:
         safe_io.write_bytes(layout.snapshot, view.to_bytes(), durable=layout.durable)

@@ -12,9 +12,13 @@ from typing import Any
 
 from trade_agent import safe_io
 from trade_agent.errors import RegistryError
-from trade_agent.evaluation.grading import PerformanceGrade
+from trade_agent.evaluation.grading import GradeDecision, GradePolicy, PerformanceGrade
+from trade_agent.evaluation.grading import grade as decide_grade
+from trade_agent.registry import lifecycle
 from trade_agent.registry import resolve as references
 from trade_agent.registry.environment import describe_environment
+from trade_agent.registry.events import append_event, event_numbers, read_event
+from trade_agent.registry.garbage import collect
 from trade_agent.registry.layout import Layout, link_new, storage_errors
 from trade_agent.registry.metadata import (
     Bump,
@@ -30,12 +34,13 @@ from trade_agent.registry.metadata import (
 )
 from trade_agent.registry.naming import METADATA_FILE, MODEL_ID, check_model_type, file_names, metadata_file, model_id
 from trade_agent.registry.publish import Draft, find_metadata, publish
+from trade_agent.registry.retention import PruneItem, PrunePolicy, prune_plan
 from trade_agent.registry.signing import Signing, signature_file
 from trade_agent.registry.snapshot import (
-    ARCHIVED,
+    ACTIVE,
+    PURGED,
     ModelRecord,
     View,
-    event_numbers,
     read_metadata,
     read_view,
     refresh,
@@ -137,7 +142,8 @@ class ModelRegistry:
             bump: least change of version: patch, minor or major. Lower than the computed one is refused.
 
         Raises:
-            RegistryError: something above does not hold, or the disk fails; then nothing becomes visible.
+            RegistryError: something above does not hold, or the disk fails; then nothing becomes visible. A parent was
+                archived meanwhile: then the model is archived too.
         """
         check_model_type(model_type)
         check_config(dict(config), name="the configuration")
@@ -229,6 +235,9 @@ class ModelRegistry:
             refresh(self.layout)
         except OSError as error:  # the model is registered; readers do without the snapshot
             log.warning("registry.json could not be refreshed: %s", error)
+        if parents:
+            with storage_errors(f"checking the parents of {metadata.model_id}"):
+                lifecycle.confirm_parents(self.layout, metadata.model_id)
         return metadata
 
     def set_alias(self, reference: str, alias: str) -> None:
@@ -236,22 +245,69 @@ class ModelRegistry:
         if not references.ALIAS.fullmatch(alias) or alias in references.RESERVED_ALIASES:
             raise RegistryError(f"{alias!r} cannot be an alias", "use a-z, 0-9, '_', '-'; not 'latest' or 'best'")
         record = self._record(reference, include_archived=False)
-        event = {
-            "type": "alias",
-            "model_type": record.type,
-            "alias": alias,
-            "model_id": record.id,
-            "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds"),
-        }
         with storage_errors(f"setting the alias {alias}"):
-            self.layout.prepare()
-            with self.layout.scratch() as scratch:
-                self.layout.write_new(scratch / "event", safe_io.canonical_json(event))
-                number = max(event_numbers(self.layout), default=0) + 1
-                while not link_new(scratch / "event", self.layout.events / f"{number:08d}.json"):
-                    number += 1
-                self.layout.sync(self.layout.events)
-            refresh(self.layout)
+            self._change("alias", record.id, model_type=record.type, alias=alias)
+            if self.view().aliases.get(f"{record.type}@{alias}") != record.id:
+                raise RegistryError(f"{record.id} was archived meanwhile", "restore it, or name another model")
+
+    def remove_alias(self, model_type: str, alias: str) -> None:
+        """Take an alias away. RegistryError where there is none of this name."""
+        check_model_type(model_type)
+        if f"{model_type}@{alias}" not in self.view().aliases:
+            raise RegistryError(f"there is no alias {model_type}@{alias}", "trade-agent registry log shows them all")
+        with storage_errors(f"removing the alias {alias}"):
+            self._change("alias", "", model_type=model_type, alias=alias)
+
+    def note(self, reference: str, text: str) -> None:
+        """Add a note to a model, archived or not; ``history`` shows it."""
+        record = self._record(reference, include_archived=True)
+        with storage_errors(f"adding a note to {record.id}"):
+            self._change("note", record.id, text=text)
+
+    def regrade(self, reference: str, policy: GradePolicy) -> GradeDecision:
+        """Grade a model again, from the inputs that are stored with its grade; its files keep their names.
+
+        Raises ConfigError where the policy asks for a metric that was not stored.
+        """
+        record = self._record(reference, include_archived=True)
+        decision = decide_grade(record.type, self._metadata(record).grade_decision["inputs"], policy)
+        with storage_errors(f"grading {record.id}"):
+            self._change("grade", record.id, grade=decision.grade.value, decision=finite(decision.as_dict()))
+        return decision
+
+    def archive(self, models: Sequence[str], *, cascade: bool = False) -> tuple[str, ...]:
+        """Put models aside; nothing that others were built on, unless ``cascade`` takes those along. Returns the ids.
+
+        Raises RegistryError, before anything is changed, where a model has an alias or active children.
+        """
+        return self._lifecycle("archiving", lifecycle.archive, models, cascade=cascade)
+
+    def restore(self, models: Sequence[str], *, cascade: bool = False) -> tuple[str, ...]:
+        """Take archived models back, files bit for bit; ``cascade`` their archived parents too. Returns the ids."""
+        return self._lifecycle("restoring", lifecycle.restore, models, cascade=cascade)
+
+    def purge(self, models: Sequence[str], *, purge_after_days: float, cascade: bool = False) -> tuple[str, ...]:
+        """Delete the files of models archived at least ``purge_after_days`` ago, but their metadata; returns ids."""
+        return self._lifecycle("purging", lifecycle.purge, models, cascade=cascade, purge_after_days=purge_after_days)
+
+    def prune_plan(self, policy: PrunePolicy) -> Sequence[PruneItem]:
+        """What ``prune`` would archive, with the reason; changes nothing."""
+        sizes = {record.id: self._size(record) for record in self.list()}
+        return prune_plan(self.view(), policy, sizes=sizes, now=datetime.datetime.now(datetime.UTC))
+
+    def prune(self, policy: PrunePolicy) -> tuple[str, ...]:
+        """Archive what ``prune_plan`` names. Returns the ids."""
+        return self.archive([item.id for item in self.prune_plan(policy)])
+
+    def collect_garbage(self, *, older_than_hours: float) -> tuple[str, ...]:
+        """End registrations whose writers are gone and remove what they left. Returns the paths, relative."""
+        with storage_errors("removing left-overs"):
+            return tuple(collect(self.layout, older_than_hours=older_than_hours))
+
+    def repair(self) -> tuple[str, ...]:
+        """Finish archiving and restoring that was cut off; deletes nothing. Returns a line for each thing done."""
+        with storage_errors("repairing"):
+            return tuple(lifecycle.repair(self.layout))
 
     def sign(self, reference: str) -> Path:
         """Sign a model that was registered without a signature, and return the new file; the model is verified first.
@@ -295,7 +351,7 @@ class ModelRegistry:
         chosen = [
             record
             for record in self.view().records.values()
-            if (model_type is None or record.type == model_type) and (include_archived or record.state != ARCHIVED)
+            if (model_type is None or record.type == model_type) and (include_archived or record.state == ACTIVE)
         ]
         return tuple(sorted(chosen, key=lambda record: (record.type, record.number)))
 
@@ -326,13 +382,18 @@ class ModelRegistry:
             UnsafeFileError: a file holds more than data.
         """
         record = self._record(reference, include_archived=include_archived)
+        if record.state == PURGED:
+            raise RegistryError(f"{record.id} was purged: only its metadata is left", "train it again: see reproduce")
         metadata = self._metadata(record)
         folder = self.root / posixpath.dirname(record.file)
         self.signing.verify(folder, metadata.version, record.metadata_sha256)
         names = file_names(metadata.model_id, metadata.version)
         if metadata.files.keys() != set(names.values()):
             raise RegistryError(f"the metadata of {record.id} names the files {sorted(metadata.files)}")
-        content = {role: read_checked(folder / name, metadata.files[name]) for role, name in names.items()}
+        content = {
+            role: read_checked(self.layout.locate(record.type, name), metadata.files[name])
+            for role, name in names.items()
+        }
         config = safe_io.parse_json(content["config"], name=str(folder / names["config"]))
         check_config(config, name=str(folder / names["config"]))
         state = safe_io.load_tensors(content["model"], name=str(folder / names["model"]))
@@ -353,11 +414,22 @@ class ModelRegistry:
                     links["down"].append((parent.id, record.id, parent.role))
         return {way: _walk(start, edges, down=way == "down") for way, edges in links.items()}
 
-    def view(self) -> View:
-        """All records, aliases and tombstones as they are now."""
+    def view(self, *, until: int | None = None) -> View:
+        """All records, aliases and tombstones as they are now, or as they were after the event ``until``."""
         self.layout.check_format()
         with storage_errors(f"reading {self.root}"):
-            return read_view(self.layout)
+            if until is None:
+                return read_view(self.layout)
+            view = read_view(self.layout, View(), until=until)
+            moment = read_event(self.layout, until)["created"]
+            view.records = {key: record for key, record in view.records.items() if record.created <= moment}
+            return view
+
+    def history(self, reference: str | None = None) -> tuple[dict[str, Any], ...]:
+        """The state changes of a model, or all of them, each with its ``number``; those that had no effect included."""
+        wanted = None if reference is None else self._record(reference, include_archived=True).id
+        events = ({"number": number} | read_event(self.layout, number) for number in event_numbers(self.layout))
+        return tuple(event for event in events if wanted in (None, event["model_id"]))
 
     # ------------------------------------------------------------ inside
 
@@ -379,9 +451,9 @@ class ModelRegistry:
         raise RegistryError(f"{reference} is not a model file inside {self.root}", "give an id, or a .pth file in it")
 
     def _metadata(self, record: ModelRecord) -> ModelMetadata:
-        archived = record.state == ARCHIVED
+        path = self.layout.locate(record.type, metadata_file(record.version))
+        archived = path.parent != self.layout.folder(record.type)
         metadata, data = read_metadata(self.layout, record.type, record.number, archived=archived)
-        path = self.layout.folder(record.type, archived=archived) / metadata_file(record.version)
         if safe_io.sha256_bytes(data) != record.metadata_sha256 or metadata is None:
             raise RegistryError(
                 f"{path} was altered: sha256 {safe_io.sha256_bytes(data)}, recorded {record.metadata_sha256}",
@@ -389,6 +461,23 @@ class ModelRegistry:
             )
         checked: ModelMetadata = metadata
         return checked
+
+    def _change(self, kind: str, model_id: str, **fields: Any) -> None:
+        """Store a state change, unless one that is damaged has to be put back first."""
+        lifecycle.changeable_view(self.layout)
+        append_event(self.layout, kind, model_id, **fields)
+        refresh(self.layout)
+
+    def _lifecycle(
+        self, action: str, step: Callable[..., Sequence[str]], wanted: Sequence[str], **options: Any
+    ) -> tuple[str, ...]:
+        """Resolve references, archived ones included, and take the step with all of them."""
+        identifiers = list(dict.fromkeys(self._record(each, include_archived=True).id for each in wanted))
+        with storage_errors(f"{action} {', '.join(identifiers)}"):
+            return tuple(step(self.layout, identifiers, **options))
+
+    def _size(self, record: ModelRecord) -> int:
+        return sum(file.size for file in self._metadata(record).files.values())
 
     def _check_parent(self, parent: Parent) -> None:
         record = self._record(parent.id, include_archived=False)

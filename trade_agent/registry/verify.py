@@ -6,18 +6,16 @@ from pathlib import Path
 
 from trade_agent import safe_io
 from trade_agent.errors import RegistryError
+from trade_agent.registry.events import event_numbers, read_event
 from trade_agent.registry.layout import Layout, names
 from trade_agent.registry.metadata import ModelMetadata, check_config
-from trade_agent.registry.naming import METADATA_FILE, MODEL_TYPES, file_names, metadata_file
+from trade_agent.registry.naming import METADATA_FILE, MODEL_TYPES, data_file_version, file_names, metadata_file
 from trade_agent.registry.publish import read_claim, run_claims
 from trade_agent.registry.signing import Signing, signature_file
-from trade_agent.registry.snapshot import ARCHIVED, View, event_numbers, read_event, read_metadata, read_view
-from trade_agent.registry.versions import Version
+from trade_agent.registry.snapshot import ACTIVE, PURGED, View, read_metadata, read_view
 
 ERROR, NOTE = "error", "note"
-_DATA_FILE = re.compile(
-    r".+_v(\d+\.\d+\.\d+)_grade_.+\.pth|(?:preprocessor|config|metadata)_v(\d+\.\d+\.\d+)\.(?:pkl|json|sig)"
-)
+REPAIR = "trade-agent registry repair finishes it"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +43,7 @@ class _Check:
         self.signing = signing
         self.findings: list[Finding] = []
         self.models: dict[str, _Model] = {}
+        self.view = View()  # from metadata and events alone
         self.damaged: set[str] = set()
 
     def add(self, severity: str, kind: str, path: Path, message: str) -> None:
@@ -69,6 +68,10 @@ def verify(root: Path | str, *, deep: bool = False, signing: Signing | None = No
         check.layout.check_format()
     except RegistryError as error:
         check.add(ERROR, "format", check.layout.format, str(error))
+    try:
+        check.view = read_view(check.layout, View())
+    except (RegistryError, OSError) as error:
+        check.add(ERROR, "folder", check.layout.root, str(error))
     for model_type in MODEL_TYPES:
         for archived in (False, True):
             try:
@@ -100,42 +103,50 @@ def _check_folder(check: _Check, model_type: str, archived: bool) -> None:
             metadata, data = read_metadata(check.layout, model_type, version, archived=archived)
         except RegistryError as error:
             check.add(ERROR, "metadata", path, str(error))
-            expected.update(name for name in names(folder) if _version_of(name) == version)
+            expected.update(name for name in names(folder) if data_file_version(name) == version)
             continue
         if metadata is None:
-            expected.update(name for name in names(folder) if _version_of(name) == version)
+            expected.update(name for name in names(folder) if data_file_version(name) == version)
             continue
         check.models[metadata.model_id] = _Model(metadata, safe_io.sha256_bytes(data))
         expected.update({*metadata.files, signature_file(version)})
-        _check_files(check, metadata, folder)
+        _check_state(check, metadata, path, archived)
+        signed_in = check.layout.locate(model_type, signature_file(version)).parent
         try:
-            check.signing.verify(folder, version, safe_io.sha256_bytes(data))
+            check.signing.verify(signed_in, version, safe_io.sha256_bytes(data))
         except RegistryError as error:
             check.damaged.add(metadata.model_id)
             check.add(ERROR, "signature", folder / signature_file(version), f"{metadata.model_id}: {error}")
     claimed = set(check.layout.claimed(model_type))
+    elsewhere = set(check.layout.versions(model_type, archived=not archived))
     for name in names(folder):
         if name in expected:
             continue
-        version_found = _version_of(name)
-        if not archived and version_found in claimed and not (folder / metadata_file(version_found)).exists():
+        version_found = data_file_version(name)
+        if version_found in elsewhere:
+            check.add(NOTE, "unfinished", folder / name, f"a move was cut off; {REPAIR}")
+        elif not archived and version_found in claimed and not (folder / metadata_file(version_found)).exists():
             check.add(NOTE, "unfinished", folder / name, "belongs to a registration that was not completed")
         else:
             check.add(ERROR, "unknown", folder / name, "no model has this file")
 
 
-def _version_of(name: str) -> Version | None:
-    match = _DATA_FILE.fullmatch(name) or METADATA_FILE.fullmatch(name)
-    return Version.parse(next(filter(None, match.groups()))) if match else None
+def _check_state(check: _Check, metadata: ModelMetadata, path: Path, archived: bool) -> None:
+    """The files where the state says, all of them there unless the model was purged."""
+    record = check.view.records.get(metadata.model_id)
+    if record is None or record.state != PURGED:
+        _check_files(check, metadata, path)
+    if record is not None and archived != (record.state != ACTIVE):
+        check.add(NOTE, "unfinished", path, f"{record.id} is {record.state}, its files did not follow; {REPAIR}")
 
 
-def _check_files(check: _Check, metadata: ModelMetadata, folder: Path) -> None:
+def _check_files(check: _Check, metadata: ModelMetadata, metadata_path: Path) -> None:
     roles = {name: role for role, name in file_names(metadata.model_id, metadata.version).items()}
     if roles.keys() != metadata.files.keys():
         check.damaged.add(metadata.model_id)
-        check.add(ERROR, "metadata", folder / metadata_file(metadata.version), f"names {sorted(metadata.files)}")
+        check.add(ERROR, "metadata", metadata_path, f"names {sorted(metadata.files)}")
     for name, expected in metadata.files.items():
-        path = folder / Path(name).name
+        path = check.layout.locate(metadata.model_type, Path(name).name)
         try:
             data = safe_io.read_bytes(path)
             digest = safe_io.sha256_bytes(data)
@@ -228,6 +239,11 @@ def _check_parents(check: _Check) -> None:
         path = check.layout.root / model.metadata.model_type / metadata_file(model.metadata.version)
         for parent in model.metadata.parents:
             known = check.models.get(parent.id)
+            states = {
+                key: check.view.records[key].state for key in (identifier, parent.id) if key in check.view.records
+            }
+            if states.get(identifier) == ACTIVE and states.get(parent.id, ACTIVE) != ACTIVE:
+                check.add(ERROR, "parent", path, f"{identifier} is active, its {parent.role} {parent.id} is not")
             if known is None:
                 check.damaged.add(identifier)
                 check.add(ERROR, "parent", path, f"{identifier}: its {parent.role} {parent.id} is missing")
@@ -265,15 +281,11 @@ def _check_events(check: _Check) -> None:
 
 
 def _check_snapshot(check: _Check) -> None:
-    path = check.layout.snapshot
-    try:
-        rebuilt = read_view(check.layout, View())
-    except RegistryError:
-        return  # a damaged event, reported above
+    path, rebuilt = check.layout.snapshot, check.view
     for alias, identifier in rebuilt.aliases.items():
-        if identifier not in rebuilt.records or rebuilt.records[identifier].state == ARCHIVED:
+        if identifier not in rebuilt.records or rebuilt.records[identifier].state != ACTIVE:
             check.add(ERROR, "alias", check.layout.events, f"{alias} means {identifier}, which is archived or gone")
-    if not path.exists():
+    if not path.exists() or rebuilt.damaged:
         return  # it is derived and may be deleted
     try:
         data = safe_io.read_bytes(path, max_bytes=safe_io.MAX_JSON_BYTES)
@@ -287,8 +299,9 @@ def _check_snapshot(check: _Check) -> None:
         lost = stored.records[key]
         lost_path = (check.layout.root / lost.file).with_name(metadata_file(lost.version))
         check.add(ERROR, "missing", lost_path, f"{key} was registered, but its metadata is gone or damaged")
-    wrong = [key for key, record in stored.records.items() if rebuilt.records.get(key) != record]
-    if wrong or stored.last_event > rebuilt.last_event or not stored.abandoned <= rebuilt.abandoned:
+    seen = read_view(check.layout, stored)  # what readers make of it
+    wrong = [key for key, record in seen.records.items() if rebuilt.records.get(key) != record]
+    if seen != rebuilt or not stored.abandoned <= rebuilt.abandoned:
         check.add(ERROR, "snapshot", path, f"does not show what is stored, for example {', '.join(wrong[:3])}")
     else:
         check.add(NOTE, "snapshot", path, "is behind; readers add what it lacks")

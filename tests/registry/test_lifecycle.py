@@ -1,0 +1,301 @@
+"""Archive, restore, purge, prune and repair: bit for bit, nothing a live model depends on, no dangling name."""
+
+import datetime
+import shutil
+
+import pytest
+
+from trade_agent import safe_io
+from trade_agent.errors import RegistryError
+from trade_agent.registry import lifecycle
+from trade_agent.registry.events import append_event
+from trade_agent.registry.retention import PrunePolicy, prune_plan
+from trade_agent.registry.verify import is_clean
+from trade_agent.training.model_registry import verify
+
+
+@pytest.fixture
+def family(registry, make_draft):
+    """A forecaster, an agent on it and a hybrid of both, by their model types."""
+    forecaster = registry.register(**make_draft(seed=1, model_type="cnn_lstm"))
+    agent = registry.register(**make_draft(seed=2, parents=[registry.pin(forecaster.model_id, role="forecaster")]))
+    parents = [
+        registry.pin(forecaster.model_id, role="forecaster"),
+        registry.pin(agent.model_id, role="agent"),
+    ]
+    hybrid = registry.register(**make_draft(seed=3, model_type="hybrid", parents=parents))
+    return {"forecaster": forecaster.model_id, "agent": agent.model_id, "hybrid": hybrid.model_id}
+
+
+def files_of(registry):
+    """Digests of all data and metadata files by type and name, active or archived."""
+    paths = [*registry.root.glob("*/*_v1*"), *registry.root.glob("archived/*/*_v1*")]
+    return {
+        (path.parent.name, path.name): safe_io.sha256_file(path)
+        for path in paths
+        if path.parent.name != "preprocessors"
+    }
+
+
+def states(registry):
+    return {record.id: record.state for record in registry.list(include_archived=True)}
+
+
+def test_archive_and_restore_leave_every_byte_and_the_id(registry, family):
+    before = files_of(registry)
+    assert registry.archive([family["hybrid"]]) == (family["hybrid"],)
+    assert family["hybrid"] not in [record.id for record in registry.list()]
+    assert list((registry.root / "archived/hybrid").iterdir())
+    assert files_of(registry) == before
+    with pytest.raises(RegistryError, match="there is no model"):
+        registry.load("hybrid@1.0.0")
+    assert registry.load("hybrid@1.0.0", include_archived=True).metadata.model_id == family["hybrid"]
+    assert verify(registry.root) == []
+
+    assert registry.restore(["hybrid@1.0.0"]) == (family["hybrid"],)
+    assert files_of(registry) == before
+    assert not list((registry.root / "archived/hybrid").iterdir())
+    assert registry.load(family["hybrid"]).metadata.model_id == family["hybrid"]
+    assert verify(registry.root) == []
+
+
+def test_a_number_is_not_used_again_while_its_model_is_archived_or_purged(registry, make_draft):
+    first = registry.register(**make_draft(seed=1))
+    registry.archive([first.model_id])
+    registry.purge([first.model_id], purge_after_days=0)
+    assert registry.register(**make_draft(seed=2)).version == "1.0.1"
+
+
+def test_what_others_were_built_on_is_archived_with_them_or_not_at_all(registry, family):
+    with pytest.raises(RegistryError, match="has models that were built on it") as error:
+        registry.archive([family["forecaster"]])
+    assert family["agent"] in error.value.message
+    assert family["hybrid"] in error.value.message
+    assert set(states(registry).values()) == {"active"}
+    assert registry.archive([family["agent"]], cascade=True) == (family["hybrid"], family["agent"])
+    assert states(registry) == {
+        family["forecaster"]: "active",
+        family["agent"]: "archived",
+        family["hybrid"]: "archived",
+    }
+    with pytest.raises(RegistryError, match="was built on models that are not active"):
+        registry.restore([family["hybrid"]])
+    assert registry.restore([family["hybrid"]], cascade=True) == (family["agent"], family["hybrid"])
+    assert set(states(registry).values()) == {"active"}
+    assert verify(registry.root) == []
+
+
+def test_a_model_with_an_alias_is_not_archived_and_an_archived_one_gets_none(registry, make_draft):
+    model = registry.register(**make_draft(seed=1)).model_id
+    registry.set_alias(model, "champion")
+    with pytest.raises(RegistryError, match="is sac@champion"):
+        registry.archive([model])
+    registry.remove_alias("sac", "champion")
+    registry.archive([model])
+    with pytest.raises(RegistryError, match="there is no model"):
+        registry.set_alias(model, "champion")
+    # Two processes at once: the event that comes second has no effect, whichever it is.
+    append_event(registry.layout, "alias", model, model_type="sac", alias="champion")
+    assert registry.view().aliases == {}
+    registry.restore([model])
+    registry.set_alias(model, "champion")
+    append_event(registry.layout, "archive", model)
+    assert states(registry) == {model: "active"}
+    assert registry.resolve("sac@champion") == model
+    assert is_clean(verify(registry.root))
+
+
+def test_purge_keeps_the_metadata_and_waits_for_the_days(registry, family):
+    registry.archive([family["hybrid"]])
+    with pytest.raises(RegistryError, match="was archived less than 30 days ago"):
+        registry.purge([family["hybrid"]], purge_after_days=30)
+    with pytest.raises(RegistryError, match="is active"):
+        registry.purge([family["agent"]], purge_after_days=0)
+    assert registry.purge([family["hybrid"]], purge_after_days=0) == (family["hybrid"],)
+    assert [path.name for path in (registry.root / "archived/hybrid").iterdir()] == ["metadata_v1.0.0.json"]
+    assert registry.get(family["hybrid"], include_archived=True).seed == 3
+    assert registry.lineage(family["forecaster"])["down"][-1].child == family["hybrid"]
+    with pytest.raises(RegistryError, match="was purged"):
+        registry.load(family["hybrid"], include_archived=True)
+    with pytest.raises(RegistryError, match="was purged"):
+        registry.restore([family["hybrid"]])
+    assert verify(registry.root) == []
+
+
+def test_a_parent_is_purged_after_its_archived_children(registry, family):
+    registry.archive([family["forecaster"]], cascade=True)
+    with pytest.raises(RegistryError, match="has models that were built on it"):
+        registry.purge([family["agent"]], purge_after_days=0)
+    assert registry.purge([family["agent"]], purge_after_days=0, cascade=True) == (family["hybrid"], family["agent"])
+    assert verify(registry.root) == []
+
+
+@pytest.mark.parametrize("archived", [True, False])
+@pytest.mark.parametrize("moved", range(5))
+def test_a_move_that_was_cut_off_is_named_read_through_and_repaired(registry, make_draft, monkeypatch, archived, moved):
+    model = registry.register(**make_draft(seed=1)).model_id
+    if not archived:
+        registry.archive([model])
+    before = files_of(registry)
+    real, count = lifecycle.link_new, 0
+
+    def stop(source, target):
+        nonlocal count
+        count += 1
+        if count > moved:
+            raise KeyboardInterrupt
+        return real(source, target)
+
+    monkeypatch.setattr(lifecycle, "link_new", stop)
+    with pytest.raises(KeyboardInterrupt):
+        (registry.archive if archived else registry.restore)([model])
+    monkeypatch.undo()
+    wanted = "archived" if archived else "active"
+    assert states(registry) == {model: wanted}
+    assert registry.load(model, include_archived=True).metadata.model_id == model
+    findings = verify(registry.root)
+    assert is_clean(findings)
+    assert {finding.kind for finding in findings} <= {"unfinished", "snapshot"}
+    registry.repair()
+    assert files_of(registry) == before
+    assert states(registry) == {model: wanted}
+    assert not any(finding.kind == "unfinished" for finding in verify(registry.root))
+    assert registry.repair() == ()
+
+
+def test_a_child_that_appears_while_its_parent_is_archived_keeps_it(registry, make_draft, monkeypatch):
+    parent = registry.register(**make_draft(seed=1, model_type="cnn_lstm")).model_id
+    child = make_draft(seed=2, parents=[registry.pin(parent, role="forecaster")])
+    real = lifecycle.append_event
+    born = []
+
+    def event_after_a_birth(layout, kind, model_id):
+        if kind == "archive" and not born:
+            born.append(registry.register(**child).model_id)
+        return real(layout, kind, model_id)
+
+    monkeypatch.setattr(lifecycle, "append_event", event_after_a_birth)
+    with pytest.raises(RegistryError, match="was built on .* meanwhile"):
+        registry.archive([parent])
+    assert states(registry) == {parent: "active", born[0]: "active"}
+    assert verify(registry.root) == []
+
+
+def test_a_child_that_appears_after_its_parent_was_archived_is_archived_too(registry, make_draft, monkeypatch):
+    parent = registry.register(**make_draft(seed=1, model_type="cnn_lstm")).model_id
+    child = make_draft(seed=2, parents=[registry.pin(parent, role="forecaster")])
+    real = registry._check_parent
+
+    def check_and_lose(pinned):
+        real(pinned)
+        registry.archive([parent])
+
+    monkeypatch.setattr(registry, "_check_parent", check_and_lose)
+    with pytest.raises(RegistryError, match="is archived too"):
+        registry.register(**child)
+    assert set(states(registry).values()) == {"archived"}
+    monkeypatch.undo()
+    (born,) = [key for key in states(registry) if key != parent]
+    assert registry.restore([born], cascade=True) == (parent, born)
+    assert verify(registry.root) == []
+
+
+def test_an_archiver_that_died_before_it_looked_at_the_children_gives_way(registry, family):
+    append_event(registry.layout, "archive", family["forecaster"])
+    assert ("error", "parent") in {(finding.severity, finding.kind) for finding in verify(registry.root)}
+    with pytest.raises(RegistryError, match="is active"):
+        registry.purge([family["forecaster"]], purge_after_days=0)
+    assert registry.repair() == (f"{family['forecaster']}: stays active, as a model that was built on it is",)
+    assert set(states(registry).values()) == {"active"}
+    assert verify(registry.root) == []
+
+
+def test_a_damaged_event_hides_no_model_and_stops_changes_until_it_is_back(registry, make_draft):
+    model = registry.register(**make_draft(seed=1)).model_id
+    registry.set_alias(model, "champion")
+    registry.note(model, "looks good")
+    path = registry.root / ".registry/events/00000001.json"
+    kept = path.read_bytes()
+    registry.layout.snapshot.unlink()
+    path.chmod(0o644)
+    path.write_bytes(kept[:20])
+    assert registry.load(model).metadata.model_id == model
+    for change in (lambda: registry.archive([model]), lambda: registry.note(model, "again"), registry.repair):
+        with pytest.raises(RegistryError, match="so nothing can be changed"):
+            change()
+    assert registry.register(**make_draft(seed=2)).version == "1.0.1"
+    assert ("error", "event") in {(finding.severity, finding.kind) for finding in verify(registry.root)}
+    path.write_bytes(kept)
+    assert registry.resolve("sac@champion") == model
+    registry.remove_alias("sac", "champion")
+    assert registry.archive([model]) == (model,)
+    assert verify(registry.root) == []
+
+
+def test_past_states_are_those_that_were_seen_then(registry, make_draft):
+    first, second = (registry.register(**make_draft(seed=seed)).model_id for seed in (1, 2))
+    seen = {}
+
+    def look():
+        number = registry.view().last_event
+        seen[number] = (states(registry), dict(registry.view().aliases))
+
+    for change in (
+        lambda: registry.set_alias(first, "champion"),
+        lambda: registry.archive([second]),
+        lambda: registry.restore([second]),
+        lambda: registry.set_alias(second, "champion"),
+        lambda: registry.archive([first]),
+        lambda: registry.purge([first], purge_after_days=0),
+    ):
+        change()
+        look()
+    assert len(seen) == 6
+    for number, (then, aliases) in seen.items():
+        view = registry.view(until=number)
+        assert {key: record.state for key, record in view.records.items()} == then
+        assert view.aliases == aliases
+    assert [event["type"] for event in registry.history(first)] == ["alias", "archive", "purge"]
+    registry.rebuild()
+    assert verify(registry.root) == []
+
+
+def test_a_snapshot_that_was_kept_up_equals_a_rebuilt_one(registry, family, make_draft):
+    registry.set_alias(family["hybrid"], "champion")
+    other = registry.register(**make_draft(seed=9)).model_id
+    registry.archive([other])
+    registry.note(other, "of no use")
+    kept = registry.layout.snapshot.read_bytes()
+    registry.rebuild()
+    assert registry.layout.snapshot.read_bytes() == kept
+
+
+def test_the_plan_of_prune_is_what_it_does(registry, family, make_draft):
+    policy = PrunePolicy(keep_best=1, keep_last=1, min_age_days=0)
+    old = [registry.register(**make_draft(seed=seed)).model_id for seed in (11, 12, 13)]
+    registry.set_alias(old[0], "champion")
+    plan = registry.prune_plan(policy)
+    # The agent is the hybrid's parent, the first of `old` has an alias, the last is the best (of equals) and the last.
+    assert [item.id for item in plan] == [old[1]]
+    assert plan[0].size == sum(info.size for info in registry.get(old[1]).files.values())
+    assert "number 2 by sharpe, number 2 from the last" in plan[0].reason
+    before = states(registry)
+    assert registry.prune(policy) == (old[1],)
+    assert states(registry) == before | {old[1]: "archived"}
+    assert registry.prune_plan(policy) == []
+
+
+def test_what_is_young_stays(registry, make_draft):
+    for seed in range(4):
+        registry.register(**make_draft(seed=seed))
+    policy = PrunePolicy(keep_best=1, keep_last=1, min_age_days=2)
+    assert registry.prune_plan(policy) == []
+    later = datetime.datetime.now(datetime.UTC) + datetime.timedelta(days=2, minutes=1)
+    sizes = {record.id: 1 for record in registry.list()}
+    assert len(prune_plan(registry.view(), policy, sizes=sizes, now=later)) == 3
+
+
+def test_a_lost_parent_is_named(registry, family):
+    shutil.rmtree(registry.root / "cnn_lstm")
+    kinds = {finding.kind for finding in verify(registry.root)}
+    assert {"parent", "missing"} <= kinds

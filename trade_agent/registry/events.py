@@ -1,0 +1,57 @@
+"""State changes of models: small numbered files that are only ever added, and folded in the order of their numbers.
+
+The number is the order, so two changes that exclude each other need no lock: of an alias for a model and its archiving,
+the second has no effect, and whoever wrote it sees that by folding the events again (`snapshot.apply_event`).
+"""
+
+import datetime
+from typing import Any
+
+from trade_agent import safe_io
+from trade_agent.errors import RegistryError
+from trade_agent.registry.layout import Layout, link_new, names
+
+# What an event of each type holds besides `type`, `model_id` and `created`; all are texts but `decision`.
+FIELDS: dict[str, frozenset[str]] = {
+    "alias": frozenset({"model_type", "alias"}),  # an empty model_id takes the alias away
+    "archive": frozenset(),
+    "restore": frozenset(),
+    "purge": frozenset(),
+    "grade": frozenset({"grade", "decision"}),
+    "note": frozenset({"text"}),
+}
+
+
+def now() -> str:
+    """The present time as events store it: ISO, UTC."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds")
+
+
+def append_event(layout: Layout, kind: str, model_id: str, **fields: Any) -> int:
+    """Store a state change durably under the next free number, and return that number."""
+    event = {"type": kind, "model_id": model_id, "created": now(), **fields}
+    layout.prepare()
+    with layout.scratch() as scratch:
+        layout.write_new(scratch / "event", safe_io.canonical_json(event))
+        number = max(event_numbers(layout), default=0) + 1
+        while not link_new(scratch / "event", layout.events / f"{number:08d}.json"):
+            number += 1
+        layout.sync(layout.events)
+    return number
+
+
+def event_numbers(layout: Layout) -> list[int]:
+    """Numbers of the stored events, ascending."""
+    return [int(name[:-5]) for name in names(layout.events) if len(name) == 13 and name[:8].isdigit()]
+
+
+def read_event(layout: Layout, number: int) -> dict[str, Any]:
+    """Read one state change; RegistryError when it is damaged."""
+    path = layout.events / f"{number:08d}.json"
+    event = safe_io.read_json(path)
+    if isinstance(event, dict) and event.get("type") in FIELDS:
+        kinds = {key: type(value) for key, value in event.items()}
+        expected = dict.fromkeys(("type", "model_id", "created", *FIELDS[event["type"]]), str)
+        if kinds == expected | ({"decision": dict} if "decision" in expected else {}):
+            return event
+    raise RegistryError(f"{path} is not a known event", "use a newer trade_agent, or restore it from a backup")

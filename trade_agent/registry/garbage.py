@@ -1,0 +1,58 @@
+"""What writers that died have left: numbers without a model, files that nothing refers to, private folders."""
+
+import os
+import re
+import shutil
+import time
+from pathlib import Path
+
+from trade_agent.errors import RegistryError
+from trade_agent.registry.layout import Layout, names
+from trade_agent.registry.naming import METADATA_FILE, MODEL_TYPES, data_file_version, metadata_file
+from trade_agent.registry.publish import fence, is_tombstone, process_is_gone, read_claim
+from trade_agent.registry.versions import Version
+
+_SCRATCH = re.compile(r"(?P<host>.+)-(?P<pid>\d+)-[0-9a-f]{12}")
+
+
+def collect(layout: Layout, *, older_than_hours: float) -> list[str]:
+    """End what is abandoned, then remove its files; returns their paths relative to the registry's folder.
+
+    A writer counts as gone when its process on this host is, or when its claim is older than ``older_than_hours``. Age
+    alone deletes nothing: first a tombstone takes the place of the commit, at which a writer that wakes up after all
+    is turned away.
+    """
+    removed: list[Path] = []
+    for model_type in MODEL_TYPES:
+        folder = layout.folder(model_type)
+        settled = {*layout.versions(model_type), *layout.versions(model_type, archived=True)}
+        for version in layout.claimed(model_type):
+            if version not in settled and _abandoned(layout, model_type, version, older_than_hours):
+                fence(layout, model_type, version)
+        closed = {version for version in layout.versions(model_type) if is_tombstone(folder / metadata_file(version))}
+        for name in names(folder):
+            if data_file_version(name) in closed and not METADATA_FILE.fullmatch(name):
+                (folder / name).unlink()
+                removed.append(folder / name)
+    for name in names(layout.temp):
+        match = _SCRATCH.fullmatch(name)
+        gone = match is not None and process_is_gone(match["host"], int(match["pid"]))
+        if gone or _hours_old(layout.temp / name) >= older_than_hours:
+            shutil.rmtree(layout.temp / name, ignore_errors=True)
+            removed.append(layout.temp / name)
+    return [str(path.relative_to(layout.root)) for path in removed]
+
+
+def _abandoned(layout: Layout, model_type: str, version: Version, older_than_hours: float) -> bool:
+    path = layout.claims(model_type) / f"v{version}"
+    try:
+        claim = read_claim(path)
+        if process_is_gone(claim["host"], claim["pid"]):
+            return True
+    except RegistryError:  # damaged: only its age can tell
+        pass
+    return _hours_old(path) >= older_than_hours
+
+
+def _hours_old(path: Path) -> float:
+    return (time.time() - os.stat(path, follow_symlinks=False).st_mtime) / 3600

@@ -1,0 +1,224 @@
+"""Archive, restore and purge: a state change is decided by an event, and then the files follow.
+
+A move gives each file its new name before it takes the old one away. The metadata goes first into the archive and last
+out of it, so what a reader sees is whole; whoever finds a move half done can finish it (``repair``). A model that
+others were built on stays as long as they do. Where a child is registered while its parent is being archived, the
+child's writer looks at the parents after its commit and the archiver at the children after its event: at least one of
+them sees the other, and takes its own step back.
+"""
+
+import datetime
+import time
+from collections.abc import Iterable, Sequence
+from graphlib import TopologicalSorter
+
+from trade_agent.errors import RegistryError
+from trade_agent.registry.events import append_event
+from trade_agent.registry.layout import Layout, link_new
+from trade_agent.registry.metadata import ModelMetadata
+from trade_agent.registry.naming import metadata_file
+from trade_agent.registry.probe import network_file_system
+from trade_agent.registry.publish import POLL_SECONDS, RUN_WAIT_SECONDS, find_metadata
+from trade_agent.registry.signing import signature_file
+from trade_agent.registry.snapshot import ACTIVE, ARCHIVED, PURGED, ModelRecord, View, read_view, refresh
+
+NETWORK_GRACE_SECONDS = 60.0  # longer than a network file system believes its own cache
+
+
+def changeable_view(layout: Layout) -> View:
+    """The present view. RegistryError where an event is damaged: what it said must be known before anything changes."""
+    view = read_view(layout)
+    if view.damaged:
+        path = layout.events / f"{view.damaged[0]:08d}.json"
+        raise RegistryError(
+            f"{path} is damaged, so nothing can be changed", "put it back from a backup, or move it away"
+        )
+    return view
+
+
+def archive(layout: Layout, wanted: Sequence[str], *, cascade: bool) -> list[str]:
+    """Archive active models, children first; returns their ids. See ``ModelRegistry.archive``."""
+    view = changeable_view(layout)
+    chosen = with_relatives(view, wanted, cascade=cascade, down=True, states=(ACTIVE,))
+    for alias, identifier in view.aliases.items():
+        if identifier in chosen:
+            raise RegistryError(f"{identifier} is {alias}", "set the alias to another model, or remove it, first")
+    for identifier in chosen:
+        _archive_one(layout, view.records[identifier])
+    return chosen
+
+
+def _archive_one(layout: Layout, record: ModelRecord) -> None:
+    append_event(layout, "archive", record.id)
+    if network_file_system(layout.root):
+        time.sleep(NETWORK_GRACE_SECONDS)
+    view = read_view(layout)
+    if view.states.get(record.id) != ARCHIVED:
+        raise RegistryError(f"{record.id} was given an alias meanwhile", "set it to another model first")
+    late = relatives(view, record.id, down=True, states=(ACTIVE,))
+    if late:
+        append_event(layout, "restore", record.id)
+        move(layout, record, archived=False)
+        refresh(layout)
+        raise RegistryError(f"{late[0]} was built on {record.id} meanwhile", "archive it first, or use --cascade")
+    move(layout, record, archived=True)
+    refresh(layout)
+
+
+def restore(layout: Layout, wanted: Sequence[str], *, cascade: bool) -> list[str]:
+    """Restore archived models, parents first; returns their ids. See ``ModelRegistry.restore``."""
+    view = changeable_view(layout)
+    chosen = with_relatives(view, wanted, cascade=cascade, down=False, states=(ARCHIVED, PURGED))
+    for identifier in chosen:
+        if view.records[identifier].state == PURGED:
+            raise RegistryError(f"{identifier} was purged: only its metadata is left", "train it again: see reproduce")
+    for identifier in chosen:
+        append_event(layout, "restore", identifier)
+        if read_view(layout).states.get(identifier) != ACTIVE:
+            raise RegistryError(f"{identifier} was purged meanwhile", "train it again: see reproduce")
+        move(layout, view.records[identifier], archived=False)
+        confirm_parents(layout, identifier)
+        refresh(layout)
+    return chosen
+
+
+def purge(layout: Layout, wanted: Sequence[str], *, cascade: bool, purge_after_days: float) -> list[str]:
+    """Delete the files of archived models but their metadata, children first. See ``ModelRegistry.purge``."""
+    view = changeable_view(layout)
+    for identifier in wanted:
+        if view.records[identifier].state == ACTIVE:
+            raise RegistryError(f"{identifier} is active", "archive it first")
+    chosen = with_relatives(view, wanted, cascade=cascade, down=True, states=(ARCHIVED,))
+    for identifier in chosen:
+        active = relatives(view, identifier, down=True, states=(ACTIVE,))
+        if active:  # an archiver died before it looked
+            raise RegistryError(f"{active[0]}, built on {identifier}, is active", "trade-agent registry repair")
+        if days_since(view.since.get(identifier, "")) < purge_after_days:
+            raise RegistryError(
+                f"{identifier} was archived less than {purge_after_days:g} days ago", "wait, or lower --after-days"
+            )
+    for identifier in chosen:
+        if view.records[identifier].state != PURGED:  # or an earlier purge was cut off: its files go now
+            append_event(layout, "purge", identifier)
+            if read_view(layout).states.get(identifier) != PURGED:
+                raise RegistryError(f"{identifier} was restored meanwhile", "it stays")
+        _delete_data(layout, view.records[identifier])
+        refresh(layout)
+    return chosen
+
+
+def _delete_data(layout: Layout, record: ModelRecord) -> None:
+    metadata = _metadata(layout, record)
+    for archived in (False, True):
+        folder = layout.folder(record.type, archived=archived)
+        for name in metadata.files:
+            (folder / name).unlink(missing_ok=True)
+        if folder.is_dir():
+            layout.sync(folder)
+
+
+def with_relatives(view: View, wanted: Sequence[str], *, cascade: bool, down: bool, states: Sequence[str]) -> list[str]:
+    """``wanted`` and all that hang on them (``down``) or that they hang on, in one of ``states``, these first.
+
+    RegistryError naming one that is not wanted, unless ``cascade``.
+    """
+    edges: dict[str, list[str]] = {}
+    pending = list(wanted)
+    while pending:
+        identifier = pending.pop()
+        if identifier not in edges:
+            edges[identifier] = relatives(view, identifier, down=down, states=states)
+            pending += edges[identifier]
+    others = sorted(edges.keys() - set(wanted))
+    if others and not cascade:
+        relation = "has models that were built on it" if down else "was built on models that are not active"
+        listed = ", ".join(others[:10])
+        raise RegistryError(f"{wanted[0]} {relation}: {listed}", "name these too, or use --cascade")
+    return list(TopologicalSorter(edges).static_order())
+
+
+def relatives(view: View, identifier: str, *, down: bool, states: Iterable[str]) -> list[str]:
+    """Direct children (``down``) or parents of a model that are in one of ``states``, sorted."""
+    if down:
+        found = [record.id for record in view.records.values() if identifier in record.parents]
+    else:
+        found = [parent for parent in view.records[identifier].parents if parent in view.records]
+    return sorted({each for each in found if view.records[each].state in states})
+
+
+def confirm_parents(layout: Layout, identifier: str) -> None:
+    """After a model became active: its parents must still be. One whose archiving is under way is waited for, since the
+    archiver may yet see this child and give way; a parent that is gone takes the child along.
+
+    Raises RegistryError in that case, the child archived.
+    """
+    deadline = time.monotonic() + RUN_WAIT_SECONDS
+    while True:
+        view = read_view(layout)
+        record = view.records[identifier]
+        gone = [parent for parent in record.parents if _is_gone(view, parent)]
+        if not gone or record.state != ACTIVE:
+            return
+        if all(parent not in view.records or view.records[parent].moved for parent in gone) or (
+            time.monotonic() > deadline
+        ):
+            _archive_one(layout, record)
+            raise RegistryError(
+                f"{gone[0]} was archived meanwhile, so {identifier}, built on it, is archived too",
+                f"trade-agent registry restore --cascade {identifier}",
+            )
+        time.sleep(POLL_SECONDS)
+
+
+def _is_gone(view: View, parent: str) -> bool:
+    return parent not in view.records or view.records[parent].state != ACTIVE
+
+
+def days_since(moment: str) -> float:
+    """Days since an ISO time of an event; endless where it is not known."""
+    if not moment:
+        return float("inf")
+    return (datetime.datetime.now(datetime.UTC) - datetime.datetime.fromisoformat(moment)).total_seconds() / 86400
+
+
+def move(layout: Layout, record: ModelRecord, *, archived: bool) -> bool:
+    """Move a model's files into the archive or out of it, or what a move that was cut off left; False: nothing."""
+    source = layout.folder(record.type, archived=not archived)
+    target = layout.folder(record.type, archived=archived)
+    target.mkdir(parents=True, exist_ok=True)
+    order = [metadata_file(record.number), signature_file(record.number), *sorted(_metadata(layout, record).files)]
+    moved = False
+    for name in order if archived else reversed(order):
+        try:
+            linked = link_new(source / name, target / name)
+        except FileNotFoundError:  # moved already, or there is none: a model without a signature
+            continue
+        if not linked:
+            raise RegistryError(f"{target / name} exists and is another file than {source / name}", "move it away")
+        layout.sync(target)
+        (source / name).unlink(missing_ok=True)
+        layout.sync(source)
+        moved = True
+    return moved
+
+
+def _metadata(layout: Layout, record: ModelRecord) -> ModelMetadata:
+    metadata = find_metadata(layout, record.type, record.number)
+    if metadata is None:
+        raise RegistryError(f"the metadata of {record.id} is gone or damaged", "restore it from a backup")
+    return metadata
+
+
+def repair(layout: Layout) -> list[str]:
+    """Finish what was cut off: the look at the children after an archiving, and every move. Deletes nothing."""
+    done = []
+    view = changeable_view(layout)
+    for record in list(view.records.values()):
+        if record.state == ARCHIVED and not record.moved and relatives(view, record.id, down=True, states=(ACTIVE,)):
+            append_event(layout, "restore", record.id)
+            done.append(f"{record.id}: stays active, as a model that was built on it is")
+    for record in read_view(layout).records.values():
+        if move(layout, record, archived=record.state != ACTIVE):
+            done.append(f"{record.id}: its files followed its state, {record.state}")
+    refresh(layout)
+    return done

@@ -1,0 +1,106 @@
+"""What the disk below a registry can do."""
+
+import errno
+import fcntl
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from trade_agent import safe_io
+from trade_agent.registry.layout import Layout, link_new
+
+NETWORK = {"nfs", "nfs4", "lustre", "gpfs", "cifs", "smb3", "smbfs", "ceph", "glusterfs", "beegfs", "9p", "afs"}
+
+
+@dataclass(frozen=True, slots=True)
+class Ability:
+    """One thing a disk can do or not. ``needed``: without it there can be no registry here."""
+
+    name: str
+    there: bool
+    needed: bool
+    meaning: str
+
+
+def doctor(root: Path) -> list[Ability]:
+    """Try everything out in ``temp/`` of the registry at ``root``, whose folders are made where they are missing."""
+    layout = Layout(root, durable=False)
+    layout.prepare()
+    kind = file_system(root)
+    with layout.scratch() as folder:
+        (folder / "first").write_bytes(b"1")
+        (folder / "second").write_bytes(b"2")
+        abilities = [
+            Ability("hard links", _works(lambda: _links(folder)), True, "a version appears whole, for one writer only"),
+            Ability("rename", _works(lambda: _renames(folder)), True, "registry.json is replaced at once"),
+            Ability("folder sync", _works(lambda: _syncs(folder)), True, "what is registered survives a power cut"),
+            Ability("exclusive create", _works(lambda: _creates(folder)), False, "not used: links do this"),
+            Ability("flock", _works(lambda: _locks(folder)), False, "not relied on"),
+        ]
+    local = kind not in NETWORK
+    abilities.append(
+        Ability("local disk", local, False, f"{kind or 'unknown'}; on a network disk archiving waits a minute a model")
+    )
+    free = shutil.disk_usage(root).free
+    abilities.append(Ability("room", free > 2**30, False, f"{free / 2**30:.1f} GiB free"))
+    return abilities
+
+
+def file_system(path: Path) -> str:
+    """Type of the file system that holds ``path``, such as ext4 or nfs4; empty where the system does not tell."""
+    try:
+        lines = Path("/proc/self/mounts").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return ""
+    target = os.path.realpath(path)
+    mounts = [(fields[1].replace("\\040", " "), fields[2]) for fields in map(str.split, lines)]
+    holding = [mount for mount in mounts if target == mount[0] or target.startswith(mount[0].rstrip("/") + "/")]
+    return max(holding, key=lambda mount: len(mount[0]), default=("", ""))[1]
+
+
+def network_file_system(path: Path) -> bool:
+    """Whether another host may see changes under ``path`` late."""
+    return file_system(path) in NETWORK
+
+
+def _works(attempt: Callable[[], bool]) -> bool:
+    try:
+        return attempt()
+    except OSError:
+        return False
+
+
+def _links(folder: Path) -> bool:
+    return link_new(folder / "first", folder / "link") and not link_new(folder / "second", folder / "link")
+
+
+def _renames(folder: Path) -> bool:
+    (folder / "new").write_bytes(b"new")
+    (folder / "old").write_bytes(b"old")
+    os.replace(folder / "new", folder / "old")
+    return (folder / "old").read_bytes() == b"new"
+
+
+def _syncs(folder: Path) -> bool:
+    safe_io.sync_directory(folder)
+    return True
+
+
+def _creates(folder: Path) -> bool:
+    try:
+        os.close(os.open(folder / "first", os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+    except FileExistsError:
+        return True
+    return False
+
+
+def _locks(folder: Path) -> bool:
+    with open(folder / "first", "rb") as one, open(folder / "first", "rb") as other:
+        fcntl.flock(one, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            return error.errno in (errno.EAGAIN, errno.EACCES)
+    return False
