@@ -31,6 +31,7 @@ LAYERS = [
     {"registry"},
     {"training"},
     {"callbacks", "console"},
+    {"commands"},
     {"cli"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

@@ -1,7 +1,6 @@
 """The `trade-agent` command. Everything that needs torch is imported only where it is used: `list` answers at once."""
 
 import dataclasses
-import json
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -13,16 +12,16 @@ from rich.console import Console
 from rich.table import Table
 
 from trade_agent import __version__
+from trade_agent.commands.registry import registry_app
+from trade_agent.commands.shared import DEFAULT_MODELS, Json, Models, open_registry, print_json
 from trade_agent.config.schema import ALGORITHMS
-from trade_agent.errors import ConfigError, DataError, RegistryError
-from trade_agent.registry.signing import Signing
+from trade_agent.errors import ConfigError, DataError
 from trade_agent.registry.store import ModelRegistry
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Train and keep trading agents."
 )
 train_app = typer.Typer(no_args_is_help=True, help="Train a model; options of the config follow after --.")
-registry_app = typer.Typer(no_args_is_help=True, help="Look after the model registry.")
 data_app = typer.Typer(no_args_is_help=True, help="Look at data before training on it.")
 app.add_typer(train_app, name="train")
 app.add_typer(registry_app, name="registry")
@@ -46,10 +45,6 @@ ForecasterId = Annotated[str | None, typer.Option("--cnn-lstm-model", help="Refe
 AgentId = Annotated[str | None, typer.Option("--rl-model", help="Reference of a registered agent.")]
 Members = Annotated[str | None, typer.Option("--models", help="References of hybrids, separated by commas.")]
 Optimize = Annotated[bool, typer.Option("--optimize", help="Search hyper-parameters with Optuna: -m search=MODEL.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
-Models = Annotated[Path, typer.Option("--models-dir", help="Folder of the registry.")]
-Keys = Annotated[Path | None, typer.Option("--keys", help="Folder of signing_key.pem and trusted/*.pem.")]
-DEFAULT_MODELS = Path("models")
 SHOWN_FIELDS = ("grade", "objective", "data", "parents", "preprocessor", "seed", "trainer_profile", "command")
 
 
@@ -219,70 +214,6 @@ def info(
     Console().print(table)
 
 
-@registry_app.command()
-def verify(
-    as_json: Json = False,
-    models_dir: Models = DEFAULT_MODELS,
-    deep: Annotated[bool, typer.Option("--deep", help="Also load every file through the gate.")] = False,
-    signatures: Annotated[
-        str, typer.Option("--signatures", help="off, sign (check those there are) or require.")
-    ] = "off",
-    keys: Keys = None,
-) -> None:
-    """Check every file against its digest, every parent and the index. Exit code 1 when something is found."""
-    from trade_agent.registry.verify import is_clean
-    from trade_agent.registry.verify import verify as verify_registry
-
-    registry = open_registry(models_dir)
-    findings = verify_registry(models_dir, deep=deep, signing=Signing(signatures, keys))
-    if as_json:
-        print_json([dataclasses.asdict(finding) for finding in findings])
-    elif findings:
-        table = Table("severity", "kind", "where", "what")
-        for finding in findings:
-            table.add_row(finding.severity, finding.kind, finding.path, finding.message)
-        Console().print(table)
-    else:
-        print(f"{models_dir}: {len(registry.list(include_archived=True))} models, nothing found")
-    if not is_clean(findings):
-        raise typer.Exit(1)
-
-
-@registry_app.command()
-def keygen(keys: Keys = None) -> None:
-    """Make the pair of keys that signs models. The private one stays with you, the public one is what others trust."""
-    from trade_agent.registry.signing import make_keys
-
-    folder = Signing("off", keys).folder
-    print(f"key {make_keys(folder)} in {folder}; sign with registry.signing=sign")
-
-
-@registry_app.command()
-def sign(reference: str, keys: Keys = None, models_dir: Models = DEFAULT_MODELS) -> None:
-    """Sign a model that was registered without a signature."""
-    open_registry(models_dir)
-    print(ModelRegistry(models_dir, signing=Signing("sign", keys)).sign(reference))
-
-
-@registry_app.command()
-def scan(
-    path: Annotated[Path, typer.Argument(help="A file, or a folder whose files are all looked at.")],
-    deep: Annotated[bool, typer.Option("--deep", help="Ask picklescan too: needs trade-agent[scan].")] = False,
-    as_json: Json = False,
-) -> None:
-    """Which files from elsewhere are plain data. Nothing is executed. Exit code 1 when one is not."""
-    from trade_agent.registry.scan import scan as scan_files
-
-    verdicts = scan_files(path, deep=deep)
-    if as_json:
-        print_json([dataclasses.asdict(verdict) for verdict in verdicts])
-    else:
-        for verdict in verdicts:
-            print(f"{'safe' if verdict.safe else 'REFUSED':8} {verdict.kind:10} {verdict.path}: {verdict.reason}")
-    if not all(verdict.safe for verdict in verdicts):
-        raise typer.Exit(1)
-
-
 @app.command("import")
 def import_file(
     path: Annotated[Path, typer.Argument(help="A .pth file of another registry, or any checkpoint of plain tensors.")],
@@ -298,7 +229,7 @@ def import_file(
     from trade_agent.registry.quarantine import import_model
 
     metadata = import_model(
-        open_registry(models_dir), path, model_type=model_type, config=config, preprocessor=preprocessor, notes=notes
+        ModelRegistry(models_dir), path, model_type=model_type, config=config, preprocessor=preprocessor, notes=notes
     )
     print(f"model_id: {metadata.model_id}")
 
@@ -351,17 +282,6 @@ def validate_data(
 
 
 # ------------------------------------------------------------------------------------------------ output
-
-
-def open_registry(models_dir: Path) -> ModelRegistry:
-    """Raises RegistryError for a named folder that is not there: a typing error must not look like an empty one."""
-    if models_dir != DEFAULT_MODELS and not models_dir.is_dir():
-        raise RegistryError(f"there is no folder {models_dir}", "name the registry's folder with --models-dir")
-    return ModelRegistry(models_dir)
-
-
-def print_json(value: Any) -> None:
-    print(json.dumps(value, indent=2, sort_keys=True, allow_nan=False))
 
 
 def shown_value(value: Any) -> str:

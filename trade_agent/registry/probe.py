@@ -4,12 +4,13 @@ import errno
 import fcntl
 import os
 import shutil
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from trade_agent import safe_io
-from trade_agent.registry.layout import Layout, link_new
+from trade_agent.registry.layout import link_new, storage_errors
 
 NETWORK = {"nfs", "nfs4", "lustre", "gpfs", "cifs", "smb3", "smbfs", "ceph", "glusterfs", "beegfs", "9p", "afs"}
 
@@ -25,11 +26,10 @@ class Ability:
 
 
 def doctor(root: Path) -> list[Ability]:
-    """Try everything out in ``temp/`` of the registry at ``root``, whose folders are made where they are missing."""
-    layout = Layout(root, durable=False)
-    layout.prepare()
+    """Try everything out in a folder of its own in ``root``; RegistryError when it is not there or not writable."""
     kind = file_system(root)
-    with layout.scratch() as folder:
+    with storage_errors(f"writing to {root}"), tempfile.TemporaryDirectory(dir=root, prefix=".doctor-") as name:
+        folder = Path(name)
         (folder / "first").write_bytes(b"1")
         (folder / "second").write_bytes(b"2")
         abilities = [
