@@ -13,6 +13,7 @@ from trade_agent.registry.publish import fence, is_tombstone, process_is_gone, r
 from trade_agent.registry.versions import Version
 
 _SCRATCH = re.compile(r"(?P<host>.+)-(?P<pid>\d+)-[0-9a-f]{12}")
+_TEMPORARY = re.compile(r"\.(registry|format)\.json\.[0-9a-f]{32}")  # see safe_io.write_bytes
 
 
 def collect(layout: Layout, *, older_than_hours: float) -> list[str]:
@@ -22,25 +23,43 @@ def collect(layout: Layout, *, older_than_hours: float) -> list[str]:
     alone deletes nothing: first a tombstone takes the place of the commit, at which a writer that wakes up after all
     is turned away.
     """
+    close_abandoned(layout, older_than_hours=older_than_hours)
     removed: list[Path] = []
     for model_type in MODEL_TYPES:
         folder = layout.folder(model_type)
-        settled = {*layout.versions(model_type), *layout.versions(model_type, archived=True)}
-        for version in layout.claimed(model_type):
-            if version not in settled and _abandoned(layout, model_type, version, older_than_hours):
-                fence(layout, model_type, version)
         closed = {version for version in layout.versions(model_type) if is_tombstone(folder / metadata_file(version))}
         for name in names(folder):
             if data_file_version(name) in closed and not METADATA_FILE.fullmatch(name):
                 (folder / name).unlink()
                 removed.append(folder / name)
-    for name in names(layout.temp):
-        match = _SCRATCH.fullmatch(name)
+    for path in left_overs(layout):
+        match = _SCRATCH.fullmatch(path.name)
         gone = match is not None and process_is_gone(match["host"], int(match["pid"]))
-        if gone or _hours_old(layout.temp / name) >= older_than_hours:
-            shutil.rmtree(layout.temp / name, ignore_errors=True)
-            removed.append(layout.temp / name)
+        try:
+            if gone or _hours_old(path) >= older_than_hours:
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+                removed.append(path)
+        except FileNotFoundError:  # its writer, or another collector, was quicker
+            continue
     return [str(path.relative_to(layout.root)) for path in removed]
+
+
+def close_abandoned(layout: Layout, *, older_than_hours: float) -> list[str]:
+    """End registrations whose writers are gone by tombstones; returns them as ``type@version``."""
+    closed = []
+    for model_type in MODEL_TYPES:
+        settled = {*layout.versions(model_type), *layout.versions(model_type, archived=True)}
+        for version in layout.claimed(model_type):
+            abandoned = version not in settled and _abandoned(layout, model_type, version, older_than_hours)
+            if abandoned and fence(layout, model_type, version):
+                closed.append(f"{model_type}@{version}")
+    return closed
+
+
+def left_overs(layout: Layout) -> list[Path]:
+    """What writers keep for themselves while they work, and leave where they die."""
+    hidden = [folder / name for folder in (layout.root, layout.format.parent) for name in names(folder)]
+    return [*(layout.temp / name for name in names(layout.temp)), *(p for p in hidden if _TEMPORARY.fullmatch(p.name))]
 
 
 def _abandoned(layout: Layout, model_type: str, version: Version, older_than_hours: float) -> bool:

@@ -8,12 +8,14 @@ them sees the other, and takes its own step back.
 """
 
 import datetime
+import math
 import time
 from collections.abc import Iterable, Sequence
 from graphlib import TopologicalSorter
 
 from trade_agent.errors import RegistryError
 from trade_agent.registry.events import append_event
+from trade_agent.registry.garbage import close_abandoned
 from trade_agent.registry.layout import Layout, link_new
 from trade_agent.registry.metadata import ModelMetadata
 from trade_agent.registry.naming import metadata_file
@@ -54,7 +56,7 @@ def _archive_one(layout: Layout, record: ModelRecord) -> None:
         time.sleep(NETWORK_GRACE_SECONDS)
     view = read_view(layout)
     if view.states.get(record.id) != ARCHIVED:
-        raise RegistryError(f"{record.id} was given an alias meanwhile", "set it to another model first")
+        raise RegistryError(f"{record.id} was restored or given an alias meanwhile", "see trade-agent registry log")
     late = relatives(view, record.id, down=True, states=(ACTIVE,))
     if late:
         append_event(layout, "restore", record.id)
@@ -210,15 +212,25 @@ def _metadata(layout: Layout, record: ModelRecord) -> ModelMetadata:
 
 
 def repair(layout: Layout) -> list[str]:
-    """Finish what was cut off: the look at the children after an archiving, and every move. Deletes nothing."""
-    done = []
+    """Finish what was cut off; returns a line for each thing done or impossible. Deletes nothing.
+
+    A registration whose process is gone is closed by a tombstone. A model whose archiver, or whose child's writer, died
+    before it had looked at the other gets back what it was built on. Then every file follows the state of its model.
+    """
     view = changeable_view(layout)
-    for record in list(view.records.values()):
-        if record.state == ARCHIVED and not record.moved and relatives(view, record.id, down=True, states=(ACTIVE,)):
-            append_event(layout, "restore", record.id)
-            done.append(f"{record.id}: stays active, as a model that was built on it is")
+    done = [f"{each}: closed, its writer is gone" for each in close_abandoned(layout, older_than_hours=math.inf)]
+    needed: dict[str, str] = {}
+    for child in [record.id for record in view.records.values() if record.state == ACTIVE]:
+        for parent in with_relatives(view, [child], cascade=True, down=False, states=(ARCHIVED,))[:-1]:
+            needed.setdefault(parent, child)
+    for parent, child in needed.items():
+        append_event(layout, "restore", parent)
+        done.append(f"{parent}: active again, as {child}, built on it, is")
     for record in read_view(layout).records.values():
-        if move(layout, record, archived=record.state != ACTIVE):
-            done.append(f"{record.id}: its files followed its state, {record.state}")
+        try:
+            if move(layout, record, archived=record.state != ACTIVE):
+                done.append(f"{record.id}: its files followed its state, {record.state}")
+        except RegistryError as error:
+            done.append(f"{record.id}: left as it is: {error}")
     refresh(layout)
     return done

@@ -211,6 +211,8 @@ def read_view(layout: Layout, base: View | None = None, *, until: int | None = N
     for key, record in view.records.items():
         # Moved by hand, without an event: archived. In a past state the files of today say nothing.
         state = view.states.get(key, ARCHIVED if record.moved and until is None else ACTIVE)
+        if view.damaged and until is None and state == ARCHIVED and not record.moved:
+            state = ACTIVE  # what cannot be read may have restored it
         grade = view.grades.get(key, record.grade)
         if (state, grade) != (record.state, record.grade):
             view.records[key] = dataclasses.replace(record, state=state, grade=grade)

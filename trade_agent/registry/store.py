@@ -305,7 +305,7 @@ class ModelRegistry:
             return tuple(collect(self.layout, older_than_hours=older_than_hours))
 
     def repair(self) -> tuple[str, ...]:
-        """Finish archiving and restoring that was cut off; deletes nothing. Returns a line for each thing done."""
+        """Finish what was cut off, see ``lifecycle.repair``; deletes nothing. Returns a line for each thing done."""
         with storage_errors("repairing"):
             return tuple(lifecycle.repair(self.layout))
 
@@ -426,10 +426,20 @@ class ModelRegistry:
             return view
 
     def history(self, reference: str | None = None) -> tuple[dict[str, Any], ...]:
-        """The state changes of a model, or all of them, each with its ``number``; those that had no effect included."""
+        """The state changes of a model, or all of them, each with its ``number``; those that had no effect included.
+
+        One that cannot be read, and may concern any model, is in all of them, with the type "damaged".
+        """
         wanted = None if reference is None else self._record(reference, include_archived=True).id
-        events = ({"number": number} | read_event(self.layout, number) for number in event_numbers(self.layout))
-        return tuple(event for event in events if wanted in (None, event["model_id"]))
+        events = []
+        for number in event_numbers(self.layout):
+            try:
+                event = read_event(self.layout, number)
+            except RegistryError:
+                event = {"type": "damaged", "model_id": "", "created": ""}
+            if wanted in (None, event["model_id"]) or event["type"] == "damaged":
+                events.append({"number": number} | event)
+        return tuple(events)
 
     # ------------------------------------------------------------ inside
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from trade_agent import safe_io
 from trade_agent.errors import RegistryError
 from trade_agent.registry.events import event_numbers, read_event
+from trade_agent.registry.garbage import left_overs
 from trade_agent.registry.layout import Layout, names
 from trade_agent.registry.metadata import ModelMetadata, check_config
 from trade_agent.registry.naming import METADATA_FILE, MODEL_TYPES, data_file_version, file_names, metadata_file
@@ -83,8 +84,8 @@ def verify(root: Path | str, *, deep: bool = False, signing: Signing | None = No
     _check_parents(check)
     _check_events(check)
     _check_snapshot(check)
-    for name in names(check.layout.temp):
-        check.add(NOTE, "temporary", check.layout.temp / name, "left by a writer that died, or still at work")
+    for path in left_overs(check.layout):
+        check.add(NOTE, "temporary", path, "left by a writer that died, or still at work; trade-agent registry gc")
     return check.findings
 
 
@@ -132,10 +133,12 @@ def _check_folder(check: _Check, model_type: str, archived: bool) -> None:
 
 
 def _check_state(check: _Check, metadata: ModelMetadata, path: Path, archived: bool) -> None:
-    """The files where the state says, all of them there unless the model was purged."""
+    """The files where the state says, all of them there, or none but the metadata of a purged model."""
     record = check.view.records.get(metadata.model_id)
     if record is None or record.state != PURGED:
         _check_files(check, metadata, path)
+    elif any(check.layout.locate(metadata.model_type, Path(name).name).exists() for name in metadata.files):
+        check.add(NOTE, "unfinished", path, f"{record.id} was purged, but has files left: purge it again")
     if record is not None and archived != (record.state != ACTIVE):
         check.add(NOTE, "unfinished", path, f"{record.id} is {record.state}, its files did not follow; {REPAIR}")
 
