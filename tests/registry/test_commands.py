@@ -71,9 +71,6 @@ def test_purge_asks_for_a_yes_and_for_the_days(run, registry, models):
 
 
 def test_regrade_keeps_the_file_and_changes_the_grade(run, registry, make_draft):
-    inputs = {"sharpe_ratio": 0.1}
-    inputs |= dict.fromkeys(("beats_baseline", "costs_modelled", "num_trades", "deflated_sharpe"), 0.0)
-
     grading = load_config(compose_config([])).grading
     names = {item["metric"] for kind in (grading.trading["criteria"], grading.trading["caps"]) for item in kind}
     decision = {"inputs": dict.fromkeys(names, 0.0), "policy_id": "older"}

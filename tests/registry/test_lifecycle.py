@@ -205,8 +205,53 @@ def test_an_archiver_that_died_before_it_looked_at_the_children_gives_way(regist
     assert ("error", "parent") in {(finding.severity, finding.kind) for finding in verify(registry.root)}
     with pytest.raises(RegistryError, match="is active"):
         registry.purge([family["forecaster"]], purge_after_days=0)
-    assert registry.repair() == (f"{family['forecaster']}: stays active, as a model that was built on it is",)
+    (line,) = registry.repair()
+    assert line.startswith(f"{family['forecaster']}: active again, as {family['agent']}")
     assert set(states(registry).values()) == {"active"}
+    assert verify(registry.root) == []
+
+
+def test_a_child_whose_writer_died_before_it_looked_at_its_parents_gets_them_back(
+    registry, family, make_draft, monkeypatch
+):
+    orphan = make_draft(seed=9, model_type="hybrid", parents=[registry.pin(family["agent"], role="agent")])
+    before = registry.list()
+    registry.archive([family["forecaster"]], cascade=True)
+    # Its parents were active when it looked before its commit; after that it died.
+    monkeypatch.setattr(registry, "_check_parent", lambda parent: None)
+    monkeypatch.setattr(lifecycle, "confirm_parents", lambda layout, identifier: None)
+    born = registry.register(**orphan).model_id
+    monkeypatch.undo()
+    assert ("error", "parent") in {(finding.severity, finding.kind) for finding in verify(registry.root)}
+    with pytest.raises(RegistryError, match="is active"):
+        registry.purge([family["forecaster"]], purge_after_days=0, cascade=True)
+    done = registry.repair()
+    assert [line.split(":")[0] for line in done[:2]] == [family["forecaster"], family["agent"]]
+    assert states(registry) == {each.id: "active" for each in before} | {family["hybrid"]: "archived", born: "active"}
+    assert verify(registry.root) == []
+
+
+def test_repair_goes_on_behind_a_model_that_it_cannot_mend(registry, make_draft):
+    first, second = (registry.register(**make_draft(seed=seed)).model_id for seed in (1, 2))
+    append_event(registry.layout, "archive", first)
+    append_event(registry.layout, "archive", second)
+    (registry.root / "archived/sac").mkdir()
+    (registry.root / "archived/sac/config_v1.0.0.json").write_text("another file")
+    done = registry.repair()
+    assert f"{first}: left as it is" in done[0]
+    assert done[1] == f"{second}: its files followed its state, archived"
+
+
+def test_a_purge_that_was_cut_off_is_named_and_goes_on_when_it_is_repeated(registry, make_draft):
+    model = registry.register(**make_draft(seed=1)).model_id
+    registry.archive([model])
+    append_event(registry.layout, "purge", model)
+    (finding,) = (finding for finding in verify(registry.root) if finding.kind != "snapshot")
+    assert (finding.severity, finding.kind) == ("note", "unfinished")
+    assert "purge it again" in finding.message
+    assert registry.repair() == ()
+    assert registry.purge([model], purge_after_days=0) == (model,)
+    assert len(files_of(registry)) == 1
     assert verify(registry.root) == []
 
 
@@ -230,6 +275,23 @@ def test_a_damaged_event_hides_no_model_and_stops_changes_until_it_is_back(regis
     registry.remove_alias("sac", "champion")
     assert registry.archive([model]) == (model,)
     assert verify(registry.root) == []
+
+
+def test_a_damaged_restore_does_not_hide_the_model_that_it_brought_back(registry, make_draft):
+    model = registry.register(**make_draft(seed=1)).model_id
+    registry.archive([model])
+    registry.restore([model])
+    path = registry.root / ".registry/events/00000002.json"
+    path.chmod(0o644)
+    path.write_bytes(b"")
+    registry.layout.snapshot.unlink()
+    assert [record.id for record in registry.list()] == [model]
+    assert registry.load(model).metadata.model_id == model
+    assert [event["type"] for event in registry.history(model)] == ["archive", "damaged"]
+    # Moved away, it is forgotten: the model is archived, as the events that are left say.
+    path.rename(registry.root.parent / path.name)
+    assert registry.list() == ()
+    assert registry.restore([model]) == (model,)
 
 
 def test_past_states_are_those_that_were_seen_then(registry, make_draft):

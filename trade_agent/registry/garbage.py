@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+import socket
 import time
 from pathlib import Path
 
@@ -33,14 +34,16 @@ def collect(layout: Layout, *, older_than_hours: float) -> list[str]:
                 (folder / name).unlink()
                 removed.append(folder / name)
     for path in left_overs(layout):
-        match = _SCRATCH.fullmatch(path.name)
-        gone = match is not None and process_is_gone(match["host"], int(match["pid"]))
         try:
-            if gone or _hours_old(path) >= older_than_hours:
-                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
-                removed.append(path)
+            if not _forgotten(path, older_than_hours):
+                continue
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
         except FileNotFoundError:  # its writer, or another collector, was quicker
             continue
+        removed.append(path)
     return [str(path.relative_to(layout.root)) for path in removed]
 
 
@@ -70,6 +73,14 @@ def _abandoned(layout: Layout, model_type: str, version: Version, older_than_hou
             return True
     except RegistryError:  # damaged: only its age can tell
         pass
+    return _hours_old(path) >= older_than_hours
+
+
+def _forgotten(path: Path, older_than_hours: float) -> bool:
+    """Whether nobody will come back to it; a writer on this host still can while its process is there."""
+    match = _SCRATCH.fullmatch(path.name)
+    if match is not None and match["host"] == socket.gethostname():
+        return process_is_gone(match["host"], int(match["pid"]))
     return _hours_old(path) >= older_than_hours
 
 
