@@ -1,6 +1,9 @@
 """Bytes and JSON: strict on reading, atomic on writing."""
 
+import json
 import os
+import re
+import subprocess
 
 import pytest
 
@@ -65,19 +68,42 @@ def test_sha256_is_the_published_one(tmp_path):
     assert safe_io.sha256_bytes(b"abc") == safe_io.sha256_file(tmp_path / "x") == expected
 
 
+DOCUMENT = safe_io.checked_json({"a": 1, "z": "2"})
+
+
+def summed(template):
+    """A document whose checksum fits, as somebody on purpose would make it."""
+    line = re.compile(rb'\n  "checksum": "%s",?\n')
+    return template % safe_io.sha256_bytes(line.sub(b"\n", template)).encode()
+
+
+@pytest.mark.parametrize("fields", [{}, {"a": 1}, {"z": 1}, {"a": {"checksum": "x"}, "z": ["\n", '\n  "checksum": "0"']}])
+def test_the_checksum_is_that_of_the_other_lines(tmp_path, fields):
+    path = tmp_path / "x.json"
+    path.write_bytes(safe_io.checked_json(fields))
+    others = subprocess.run(["grep", "-v", '^  "checksum"', path], capture_output=True, check=True).stdout
+    assert json.loads(path.read_bytes()) == fields | {"checksum": safe_io.sha256_bytes(others)}
+    assert safe_io.read_checked_json(path) == fields
+
+
 @pytest.mark.parametrize(
     ("document", "reason"),
     [
-        (b'{"a": 1}\n', "checksum is .*, recorded None"),
-        (b'{"a": 1, "checksum": "0"}\n', "checksum is .*, recorded 0"),
-        (b'{"a": 1e999, "checksum": "0"}\n', "was altered"),
-        (b"[]", "instead of an object"),
-        (safe_io.canonical_json({"a": 1, "checksum": safe_io.checksum({"a": 1})})[:-1], "canonical form"),
+        (b'{"a": 1}\n', "checksum is .*, recorded none"),
+        (b'{"a": 1, "checksum": "0"}\n', "checksum is .*, recorded none"),
+        (b"[]", "was altered"),
+        (DOCUMENT[:-1], "was altered"),
+        (DOCUMENT.replace(b"1", b"1 ", 1), "was altered"),
+        (DOCUMENT.replace(b",", b"", 1), "was altered"),
+        (summed(b'[{\n  "checksum": "%s",\n  "a": 1}]'), "not an object with a checksum"),
+        (summed(b'{"a": {\n  "checksum": "%s"\n}}'), "not an object with a checksum"),
+        (summed(b'{\n  "checksum": "%s",\n  "a": 1,\n  "a": 2}'), "a key occurs twice"),
+        (summed(b'{\n  "checksum": "%s",\n  "a": NaN}'), "NaN is not JSON"),
     ],
 )
 def test_a_document_with_a_checksum_must_be_what_was_written(tmp_path, document, reason):
-    safe_io.write_json(tmp_path / "x.json", {"a": 1, "checksum": safe_io.checksum({"a": 1})})
-    assert safe_io.read_checked_json(tmp_path / "x.json") == {"a": 1}
+    (tmp_path / "x.json").write_bytes(DOCUMENT)
+    assert safe_io.read_checked_json(tmp_path / "x.json") == {"a": 1, "z": "2"}
     (tmp_path / "x.json").write_bytes(document)
     with pytest.raises(RegistryError, match=rf"x\.json .*{reason}"):
         safe_io.read_checked_json(tmp_path / "x.json")

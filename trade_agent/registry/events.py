@@ -5,6 +5,7 @@ the second has no effect, and whoever wrote it sees that by folding the events a
 """
 
 import datetime
+from pathlib import Path
 from typing import Any
 
 from trade_agent import safe_io
@@ -34,10 +35,15 @@ def append_event(layout: Layout, kind: str, model_id: str, **fields: Any) -> int
     with layout.scratch() as scratch:
         layout.write_new(scratch / "event", safe_io.canonical_json(event))
         number = max(event_numbers(layout), default=0) + 1
-        while not link_new(scratch / "event", layout.events / f"{number:08d}.json"):
+        while not link_new(scratch / "event", event_file(layout, number)):
             number += 1
         layout.sync(layout.events)
     return number
+
+
+def event_file(layout: Layout, number: int) -> Path:
+    """Path of an event."""
+    return layout.events / f"{number:08d}.json"
 
 
 def event_numbers(layout: Layout) -> list[int]:
@@ -47,7 +53,7 @@ def event_numbers(layout: Layout) -> list[int]:
 
 def read_event(layout: Layout, number: int) -> dict[str, Any]:
     """Read one state change; RegistryError when it is damaged."""
-    path = layout.events / f"{number:08d}.json"
+    path = event_file(layout, number)
     event = safe_io.read_json(path)
     if isinstance(event, dict) and event.get("type") in FIELDS:
         kinds = {key: type(value) for key, value in event.items()}

@@ -9,7 +9,9 @@ import socket
 import stat
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from trade_agent import safe_io
 from trade_agent.errors import RegistryError
@@ -30,6 +32,11 @@ class Layout:
         self.events = self.root / ".registry" / "events"
         self.format = self.root / ".registry" / "format.json"
         self.temp = self.root / "temp"
+        # What this process has seen, to look only for what is newer: the view (see ``snapshot``), how many changes
+        # were made since the snapshot was written, and the highest used number of each MAJOR by type.
+        self.known: Any = None
+        self.unlisted = 0
+        self.numbers: dict[str, list[Version]] = {}
 
     def folder(self, model_type: str, *, archived: bool = False) -> Path:
         """Folder of a model type; RegistryError when it is a link that leads elsewhere."""
@@ -53,10 +60,10 @@ class Layout:
 
     def prepare(self) -> None:
         """Make the folders, and on first use find out whether this disk can hold a registry."""
-        for path in (self.root, self.events, self.temp, self.root / "archived", self.root / "preprocessors"):
+        claims = [self.claims(model_type) for model_type in MODEL_TYPES]
+        folders = [self.events, self.temp, self.root / "archived", self.root / "preprocessors", *claims]
+        for path in folders:
             path.mkdir(parents=True, exist_ok=True)
-        for model_type in MODEL_TYPES:
-            self.claims(model_type).mkdir(parents=True, exist_ok=True)
         if self.format.exists():
             self.check_format()
             return
@@ -66,8 +73,7 @@ class Layout:
             # Everything rests on this: a hard link appears whole, and only for one of two writers.
             if not link_new(folder / "probe", folder / "name") or link_new(folder / "second", folder / "name"):
                 raise RegistryError(f"hard links on the disk of {self.root} are not exclusive", "use another disk")
-            if self.durable:
-                safe_io.sync_directory(self.root)
+        self.sync(self.root.parent, self.root, self.events.parent, *(path.parent for path in claims))
         safe_io.write_json(self.format, {"layout": LAYOUT}, durable=self.durable)
 
     def check_format(self) -> None:
@@ -89,24 +95,37 @@ class Layout:
         finally:
             shutil.rmtree(path, ignore_errors=True)
 
-    def write_new(self, path: Path, data: bytes) -> None:
-        """Write a read-only file that does not exist yet."""
+    def write_new(self, path: Path, data: bytes, *, wait: bool = True) -> None:
+        """Write a read-only file that does not exist yet; without ``wait`` the caller syncs it, with others at once."""
         with open(path, "xb") as file:
             file.write(data)
-            file.flush()
             os.fchmod(file.fileno(), 0o444)
-            if self.durable:
-                os.fsync(file.fileno())
+        if wait:
+            self.sync(path)
 
-    def sync(self, path: Path) -> None:
-        """Make the names in a folder durable, where durability is asked for."""
-        if self.durable:
-            safe_io.sync_directory(path)
+    def sync(self, *paths: Path) -> None:
+        """Make files, and the names in folders, durable where durability is asked for.
+
+        Asked for all at once, because the disk then writes them together: one wait instead of one for each.
+        """
+        if not self.durable:
+            return
+        if len(paths) == 1:
+            safe_io.sync(paths[0])
+            return
+        with ThreadPoolExecutor(len(paths)) as pool:
+            for _ in pool.map(safe_io.sync, paths):
+                pass
+
+    def metadata_files(self, model_type: str, *, archived: bool = False) -> list[str]:
+        """Names of the metadata files in a type's folder, one for each model or tombstone."""
+        found = (name for name in names(self.folder(model_type, archived=archived)) if name.startswith("metadata_v"))
+        return [name for name in found if METADATA_FILE.fullmatch(name)]
 
     def versions(self, model_type: str, *, archived: bool = False) -> list[Version]:
-        """Versions with a metadata file (a model or a tombstone) in a type's folder, ascending."""
-        matches = map(METADATA_FILE.fullmatch, names(self.folder(model_type, archived=archived)))
-        return sorted(Version.parse(match["version"]) for match in matches if match)
+        """Versions with a metadata file in a type's folder, ascending."""
+        found = self.metadata_files(model_type, archived=archived)
+        return sorted(Version.parse(name.removeprefix("metadata_v").removesuffix(".json")) for name in found)
 
     def claimed(self, model_type: str) -> list[Version]:
         """Versions with a claim, ascending."""

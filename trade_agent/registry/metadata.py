@@ -109,25 +109,19 @@ class ModelMetadata:
     schema: int = SCHEMA
 
     def to_json(self) -> bytes:
-        """Canonical bytes, with a checksum over all fields: an altered bit is noticed even without a second copy."""
-        fields = dataclasses.asdict(self)
-        return safe_io.canonical_json(fields | {"checksum": safe_io.checksum(fields)})
+        """Canonical bytes with a checksum."""
+        return safe_io.checked_json(dataclasses.asdict(self))
 
     @classmethod
     def from_json(cls, data: bytes, *, name: str) -> "ModelMetadata":
-        """Read ``to_json``'s bytes; RegistryError names the file ``name`` and the field that does not fit."""
-        return cls.from_dict(safe_io.parse_json(data, name=name), name=name)
-
-    @classmethod
-    def from_dict(cls, value: Any, *, name: str) -> "ModelMetadata":
-        """As ``from_json``, from the decoded document."""
-        if not isinstance(value, dict) or value.get("schema") != SCHEMA:
-            found = value.get("schema") if isinstance(value, dict) else type(value).__name__
+        """Read ``to_json``'s bytes; RegistryError names the file ``name`` and what does not fit."""
+        value = safe_io.parse_checked_json(data, name=name)
+        if value.get("schema") != SCHEMA:
             raise RegistryError(
-                f"{name} is not model metadata of schema {SCHEMA} (found {found!r})", "use the program that wrote it"
+                f"{name} is not model metadata of schema {SCHEMA} (found {value.get('schema')!r})",
+                "use the program that wrote it",
             )
-        fields = safe_io.without_checksum(value, name=name)
-        metadata: ModelMetadata = build(cls, fields, name)
+        metadata: ModelMetadata = build(cls, value, name)
         return metadata
 
 
@@ -163,22 +157,31 @@ def check_config(config: Any, *, name: str) -> None:
 
 
 @cache
-def _hints(cls: type) -> dict[str, Any]:
-    return typing.get_type_hints(cls)
+def _hints(cls: Any) -> dict[str, Any] | None:
+    return typing.get_type_hints(cls) if dataclasses.is_dataclass(cls) else None
+
+
+@cache
+def _parts(hint: Any) -> tuple[Any, tuple[Any, ...]]:
+    return typing.get_origin(hint), typing.get_args(hint)
 
 
 def build(expected: Any, value: Any, where: str) -> Any:
     """Convert decoded JSON to the annotated type ``expected``, field by field."""
-    if dataclasses.is_dataclass(expected) and isinstance(expected, type):
-        hints = _hints(expected)
+    if expected is Any or type(value) is expected:
+        return value
+    hints = _hints(expected)
+    if hints is not None:
         if not isinstance(value, dict) or value.keys() != hints.keys():
             keys = value.keys() if isinstance(value, dict) else set()
             raise RegistryError(f"{where} does not have the right fields: {sorted(keys ^ hints.keys())}")
         return expected(**{key: build(hint, value[key], f"{where}: {key}") for key, hint in hints.items()})
-    origin, arguments = typing.get_origin(expected), typing.get_args(expected)
+    origin, arguments = _parts(expected)
     if origin is list and isinstance(value, list):
         return [build(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value)]
     if origin is dict and isinstance(value, dict):
+        if arguments[1] is Any:
+            return value
         return {key: build(arguments[1], item, f"{where}[{key!r}]") for key, item in value.items()}
     if origin is types.UnionType:
         for option in arguments:
@@ -188,6 +191,4 @@ def build(expected: Any, value: Any, where: str) -> Any:
                 return build(option, value, where)
     if expected is float and type(value) is int:
         return float(value)
-    if expected is Any or (isinstance(expected, type) and type(value) is expected):
-        return value
     raise RegistryError(f"{where} is {type(value).__name__} instead of {getattr(expected, '__name__', expected)}")

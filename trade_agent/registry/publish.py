@@ -26,12 +26,11 @@ from trade_agent.registry.layout import Layout, link_new, names
 from trade_agent.registry.metadata import ModelMetadata
 from trade_agent.registry.naming import file_names, metadata_file
 from trade_agent.registry.signing import signature_file
-from trade_agent.registry.snapshot import read_metadata
+from trade_agent.registry.snapshot import TOMBSTONE, read_metadata
 from trade_agent.registry.versions import NextVersion, Version, next_version
 
 RUN_WAIT_SECONDS = 5.0
 POLL_SECONDS = 0.02
-TOMBSTONE = safe_io.canonical_json({"state": "abandoned"})
 RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.=,+-]{0,127}")
 
 
@@ -64,15 +63,15 @@ def publish(layout: Layout, draft: Draft) -> ModelMetadata:
         raise RegistryError(f"the run id {draft.run_id!r} cannot be a file name", "use letters, digits, '_', '.', '-'")
     earlier, _ = registered_run(layout, draft.model_type, draft.run_id)
     if earlier is not None:
+        layout.sync(layout.folder(draft.model_type))  # the wait for the disk may be what failed the first time
         return earlier
     with layout.scratch() as scratch:
         for role, data in draft.files.items():
-            layout.write_new(scratch / role, data)
+            layout.write_new(scratch / role, data, wait=False)
         following = _claim_number(layout, draft, scratch)
-        earlier = _claim_run(layout, draft, scratch / f"claim-{following.version}")
+        earlier = _claim_run(layout, draft, scratch / "claim")
         if earlier is not None:
             return earlier
-        layout.sync(layout.claims(draft.model_type))
         metadata = draft.describe(following)
         if _commit(layout, draft, metadata, scratch):
             return metadata
@@ -89,10 +88,8 @@ def _claim_number(layout: Layout, draft: Draft, scratch: Path) -> NextVersion:
     """Claim the next free number; a lost race starts anew, because the winner may have the same contract."""
     claims = layout.claims(draft.model_type)
     while True:
-        taken = {*layout.claimed(draft.model_type), *layout.versions(draft.model_type)}
-        taken.update(layout.versions(draft.model_type, archived=True))
         following = next_version(
-            taken,
+            _used(layout, draft.model_type),
             lambda version: line_hashes(layout, draft.model_type, version),
             contract_hash=draft.contract_hash,
             recipe_hash=draft.recipe_hash,
@@ -106,10 +103,42 @@ def _claim_number(layout: Layout, draft: Draft, scratch: Path) -> NextVersion:
             "host": socket.gethostname(),
             "pid": os.getpid(),
         }
-        path = scratch / f"claim-{following.version}"
-        layout.write_new(path, safe_io.canonical_json(claim))
+        path = scratch / "claim"
+        path.unlink(missing_ok=True)
+        layout.write_new(path, safe_io.canonical_json(claim), wait=False)
         if link_new(path, claims / f"v{following.version}"):
             return following
+
+
+def _used(layout: Layout, model_type: str) -> list[Version]:
+    """The highest used number of each MAJOR.
+
+    The folders are listed once. From what was seen then it is a walk: a number stays used forever, and each is the next
+    patch, minor or major one of another, so those since are found by asking for them one by one.
+    """
+    claims, folders = layout.claims(model_type), [layout.folder(model_type, archived=a) for a in (False, True)]
+
+    def used(version: Version) -> bool:
+        places = [claims / f"v{version}", *(folder / metadata_file(version) for folder in folders)]
+        return any(path.exists() for path in places)
+
+    def walk(version: Version) -> Version:
+        for level in ("minor", "patch"):
+            while used(version.bumped(level)):
+                version = version.bumped(level)
+        return version
+
+    seen = layout.numbers.get(model_type)
+    if seen is None:
+        seen = [*layout.claimed(model_type), *(v for a in (False, True) for v in layout.versions(model_type, archived=a))]
+    tops = {version.major: version for version in sorted(seen)}
+    tops = {major: walk(version) for major, version in tops.items()}
+    following = Version(max(tops, default=0) + 1, 0, 0)
+    while used(following):
+        tops[following.major] = walk(following)
+        following = following.bumped("major")
+    layout.numbers[model_type] = list(tops.values())
+    return layout.numbers[model_type]
 
 
 def read_claim(path: Path) -> dict[str, Any]:
@@ -146,14 +175,16 @@ def find_metadata(layout: Layout, model_type: str, version: Version) -> ModelMet
 def _commit(layout: Layout, draft: Draft, metadata: ModelMetadata, scratch: Path) -> bool:
     folder = layout.folder(draft.model_type)
     final = file_names(metadata.model_id, metadata.version)
+    claims = layout.claims(draft.model_type)
     for role in draft.files:
         if not link_new(scratch / role, folder / final[role]):
             raise RegistryError(f"{folder / final[role]} exists, although its number was free", "move it away")
-    layout.write_new(scratch / "metadata", metadata.to_json())
+    layout.write_new(scratch / "metadata", metadata.to_json(), wait=False)
     if draft.sign is not None:  # before the commit: a model is never seen without its signature
-        layout.write_new(scratch / "signature", draft.sign(metadata.to_json(), metadata.version))
+        layout.write_new(scratch / "signature", draft.sign(metadata.to_json(), metadata.version), wait=False)
         link_new(scratch / "signature", folder / signature_file(metadata.version))
-    layout.sync(folder)
+    # What the commit makes visible must be on the disk before it, the claim too: else a number could be given twice.
+    layout.sync(*(scratch / name for name in names(scratch)), claims, folder)
     committed = link_new(scratch / "metadata", folder / metadata_file(metadata.version))
     layout.sync(folder)
     return committed

@@ -6,6 +6,7 @@ snapshot lacks; the snapshot only saves reading again what cannot change.
 
 import dataclasses
 import logging
+import time
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,13 +15,14 @@ from trade_agent.errors import RegistryError
 from trade_agent.registry.events import event_numbers, read_event
 from trade_agent.registry.layout import Layout
 from trade_agent.registry.metadata import ModelMetadata, Objective
-from trade_agent.registry.naming import MODEL_TYPES, metadata_file
+from trade_agent.registry.naming import METADATA_FILE, MODEL_TYPES, metadata_file
 from trade_agent.registry.versions import Version
 
 log = logging.getLogger(__name__)
 FORMAT = 2
-LARGE = 1000
+REFRESH_SECONDS, REFRESH_CHANGES = 5.0, 200
 ACTIVE, ARCHIVED, PURGED = "active", "archived", "purged"
+TOMBSTONE = safe_io.canonical_json({"state": "abandoned"})  # where the metadata of a number that was given up would be
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -148,15 +150,14 @@ def read_metadata(layout: Layout, model_type: str, version: Version, *, archived
     """
     path = layout.folder(model_type, archived=archived) / metadata_file(version)
     data = safe_io.read_bytes(path, max_bytes=safe_io.MAX_JSON_BYTES)
-    value = safe_io.parse_json(data, name=str(path))
-    if isinstance(value, dict) and value.get("state") == "abandoned":
+    if data == TOMBSTONE:
         return None, data
-    metadata = ModelMetadata.from_dict(value, name=str(path))
+    metadata = ModelMetadata.from_json(data, name=str(path))
     if (metadata.model_type, metadata.version) != (model_type, str(version)):
         raise RegistryError(
             f"{path} describes {metadata.model_id}, so two files were swapped or renamed", "give it back its own name"
         )
-    if f"{metadata.model_id}.pth" not in metadata.files or data != metadata.to_json():
+    if f"{metadata.model_id}.pth" not in metadata.files:
         raise RegistryError(f"{path} was not written by the registry", "restore it from a backup")
     return metadata, data
 
@@ -171,13 +172,15 @@ def read_snapshot(layout: Layout) -> View:
 
 
 def read_view(layout: Layout, base: View | None = None, *, until: int | None = None) -> View:
-    """The present state: ``base`` (the snapshot where None) with what is newer, without what is gone.
+    """The present state: ``base`` (what was seen last where None, or the snapshot) with what is newer, without what is
+    gone.
 
     ``until`` leaves out later events; the base must not hold them. A damaged file is left out with a warning in the
     log; ``registry verify`` explains it.
     """
-    base = read_snapshot(layout) if base is None else base
-    known = {(record.type, record.version, record.moved): record for record in base.records.values()}
+    if base is None:
+        base = layout.known or read_snapshot(layout)
+    known = {(record.type, metadata_file(record.version), record.moved): record for record in base.records.values()}
     view = View(
         aliases=dict(base.aliases),
         states=dict(base.states),
@@ -186,20 +189,22 @@ def read_view(layout: Layout, base: View | None = None, *, until: int | None = N
         last_event=base.last_event,
     )
     for model_type in MODEL_TYPES:
-        for version, archived in _found(layout, model_type):
-            record = known.get((model_type, str(version), archived))
-            if record is None and f"{model_type}@{version}" in base.abandoned:
-                view.abandoned.add(f"{model_type}@{version}")
-                continue
-            try:
-                record = record or _read_record(layout, model_type, version, archived=archived)
-            except RegistryError as error:
-                log.warning("left out of the list: %s", error)
-                continue
+        for name, archived in _found(layout, model_type).items():
+            record = known.get((model_type, name, archived))
             if record is None:
-                view.abandoned.add(f"{model_type}@{version}")
-            else:
-                view.records[record.id] = record
+                version = name.removeprefix("metadata_v").removesuffix(".json")
+                if f"{model_type}@{version}" in base.abandoned:
+                    view.abandoned.add(f"{model_type}@{version}")
+                    continue
+                try:
+                    record = _read_record(layout, model_type, Version.parse(version), archived=archived)
+                except RegistryError as error:
+                    log.warning("left out of the list: %s", error)
+                    continue
+                if record is None:
+                    view.abandoned.add(f"{model_type}@{version}")
+                    continue
+            view.records[record.id] = record
     for number in event_numbers(layout):
         if view.last_event < number and (until is None or number <= until):
             try:
@@ -216,20 +221,23 @@ def read_view(layout: Layout, base: View | None = None, *, until: int | None = N
         grade = view.grades.get(key, record.grade)
         if (state, grade) != (record.state, record.grade):
             view.records[key] = dataclasses.replace(record, state=state, grade=grade)
+    if until is None and not view.damaged:  # a damaged event may come back
+        layout.known = view
     return view
 
 
-def _found(layout: Layout, model_type: str) -> list[tuple[Version, bool]]:
-    """Versions of a type and whether each lies under ``archived/``.
+def _found(layout: Layout, model_type: str) -> dict[str, bool]:
+    """Names of the metadata files of a type, and whether each lies under ``archived/``.
 
     A move gives the metadata its new name before it takes the old one away. Looking at the first folder twice, around
     the other, therefore misses none.
     """
-    found = dict.fromkeys(layout.versions(model_type), False)
-    if layout.folder(model_type, archived=True).is_dir():
-        found |= dict.fromkeys(layout.versions(model_type, archived=True), True)
-        found |= {version: found.get(version, False) for version in layout.versions(model_type)}
-    return sorted(found.items())
+    found = dict.fromkeys(layout.metadata_files(model_type), False)
+    moved = layout.metadata_files(model_type, archived=True)
+    if moved:
+        found |= dict.fromkeys(moved, True)
+        found |= {name: found.get(name, False) for name in layout.metadata_files(model_type)}
+    return found
 
 
 def _read_record(layout: Layout, model_type: str, version: Version, *, archived: bool) -> ModelRecord | None:
@@ -266,20 +274,31 @@ def apply_event(view: View, event: dict[str, Any]) -> None:
         view.since[identifier] = event["created"]
 
 
-def refresh(layout: Layout, *, rebuild: bool = False) -> View:
-    """Write ``registry.json`` anew, from metadata and events alone when ``rebuild``, and return what it shows.
+def refresh(layout: Layout) -> None:
+    """After a change: write ``registry.json`` where it is old or lacks much, since each reader adds what it lacks.
 
-    No lock: whoever writes last looks again afterwards, so the last file written lacks nothing. A large snapshot that
-    lacks little is left as it is, since every reader adds what it lacks; so is one when an event is damaged, which may
-    come back.
+    No lock: of two that write at once, either leaves a file that lacks a little at most. Not where an event is damaged,
+    which may come back. A failing disk is logged: the change itself is made.
     """
-    base = View() if rebuild else read_snapshot(layout)
-    view = read_view(layout, base)
-    lacks_little = len(base.records) >= LARGE and len(view.records) - len(base.records) < LARGE // 5
-    if lacks_little or view.damaged:
-        return view
-    while True:
-        safe_io.write_bytes(layout.snapshot, view.to_bytes(), durable=layout.durable)
-        before, view = view, read_view(layout, view)
-        if view == before:
-            return view
+    layout.unlisted += 1
+    try:
+        if layout.unlisted >= REFRESH_CHANGES or _is_old(layout):
+            view = read_view(layout)
+            if not view.damaged:
+                write_snapshot(layout, view)
+    except OSError as error:
+        log.warning("%s could not be refreshed: %s", layout.snapshot, error)
+
+
+def write_snapshot(layout: Layout, view: View) -> None:
+    """Replace ``registry.json``. Nobody waits for the disk: it can be computed again."""
+    safe_io.write_bytes(layout.snapshot, view.to_bytes(), durable=False)
+    layout.unlisted = 0
+
+
+def _is_old(layout: Layout) -> bool:
+    """Whether ``registry.json`` is missing, or was written more than REFRESH_SECONDS ago (or in the future)."""
+    try:
+        return abs(time.time() - layout.snapshot.stat().st_mtime) > REFRESH_SECONDS
+    except FileNotFoundError:
+        return True

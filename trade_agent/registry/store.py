@@ -2,7 +2,6 @@
 
 import datetime
 import json
-import logging
 import os
 import posixpath
 from collections.abc import Callable, Mapping, Sequence
@@ -17,7 +16,7 @@ from trade_agent.evaluation.grading import grade as decide_grade
 from trade_agent.registry import lifecycle
 from trade_agent.registry import resolve as references
 from trade_agent.registry.environment import describe_environment
-from trade_agent.registry.events import append_event, event_numbers, read_event
+from trade_agent.registry.events import append_event, event_file, event_numbers, read_event
 from trade_agent.registry.garbage import collect
 from trade_agent.registry.layout import Layout, link_new, storage_errors
 from trade_agent.registry.metadata import (
@@ -44,10 +43,10 @@ from trade_agent.registry.snapshot import (
     read_metadata,
     read_view,
     refresh,
+    write_snapshot,
 )
 from trade_agent.registry.versions import NextVersion, Version, differing_keys
 
-log = logging.getLogger(__name__)
 CHECKPOINT_SCHEMA = 1
 DURABILITIES = ("full", "relaxed")
 
@@ -231,10 +230,7 @@ class ModelRegistry:
                     sign=None if self.signing.mode == "off" else self.signing.sign,
                 ),
             )
-        try:
-            refresh(self.layout)
-        except OSError as error:  # the model is registered; readers do without the snapshot
-            log.warning("registry.json could not be refreshed: %s", error)
+        refresh(self.layout)
         if parents:
             with storage_errors(f"checking the parents of {metadata.model_id}"):
                 lifecycle.confirm_parents(self.layout, metadata.model_id)
@@ -332,7 +328,10 @@ class ModelRegistry:
         """Write ``registry.json`` from metadata and events alone."""
         with storage_errors("rebuilding registry.json"):
             self.layout.prepare()
-            refresh(self.layout, rebuild=True)
+            view = read_view(self.layout, View())
+            if view.damaged:
+                raise RegistryError(f"event {view.damaged[0]} is damaged", "put it back from a backup, or move it away")
+            write_snapshot(self.layout, view)
 
     # ------------------------------------------------------------ reading
 
@@ -353,7 +352,7 @@ class ModelRegistry:
             for record in self.view().records.values()
             if (model_type is None or record.type == model_type) and (include_archived or record.state == ACTIVE)
         ]
-        return tuple(sorted(chosen, key=lambda record: (record.type, record.number)))
+        return tuple(sorted(chosen, key=lambda record: (record.type, [int(n) for n in record.version.split(".")])))
 
     def find(
         self, model_type: str, predicate: Callable[[ModelMetadata], bool], *, include_archived: bool = False
@@ -444,7 +443,17 @@ class ModelRegistry:
     # ------------------------------------------------------------ inside
 
     def _record(self, reference: str, *, include_archived: bool) -> ModelRecord:
+        seen = self._seen(reference)
+        if seen is not None and (include_archived or seen.state == ACTIVE):
+            return seen
         return references.resolve(self.view(), self._without_path(reference), include_archived=include_archived)
+
+    def _seen(self, identifier: str) -> ModelRecord | None:
+        """The record of an exact id that this process has seen, where no event came since: models never change."""
+        known: View | None = self.layout.known
+        if known is None or event_file(self.layout, known.last_event + 1).exists():
+            return None
+        return known.records.get(identifier)
 
     def _without_path(self, reference: str) -> str:
         """Turn the path of a model or metadata file into an id; only the spelling is used, no file is touched."""

@@ -34,6 +34,14 @@ class Version:
     def __str__(self) -> str:
         return f"{self.major}.{self.minor}.{self.patch}"
 
+    def bumped(self, level: str) -> "Version":
+        """The first version after this one that differs from it at ``level``."""
+        if level == "major":
+            return Version(self.major + 1, 0, 0)
+        if level == "minor":
+            return Version(self.major, self.minor + 1, 0)
+        return Version(self.major, self.minor, self.patch + 1)
+
 
 @dataclass(frozen=True, slots=True)
 class NextVersion:
@@ -85,15 +93,8 @@ def next_version(
         )
     if at_least is not None and at_least != level:
         level, reason = at_least, f"asked for; computed was {level}: {reason}"
-    return NextVersion(_bumped(compared, tops[0].major, level), level, reason, compared)
-
-
-def _bumped(compared: Version, highest_major: int, level: str) -> Version:
-    if level == "major":
-        return Version(highest_major + 1, 0, 0)
-    if level == "minor":
-        return Version(compared.major, compared.minor + 1, 0)
-    return Version(compared.major, compared.minor, compared.patch + 1)
+    following = (tops[0] if level == "major" else compared).bumped(level)
+    return NextVersion(following, level, reason, compared)
 
 
 def differing_keys(old: Any, new: Any, prefix: str = "") -> list[str]:

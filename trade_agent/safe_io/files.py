@@ -33,14 +33,15 @@ def read_bytes(path: Path | str, *, max_bytes: int = MAX_BYTES) -> bytes:
         if status.st_size > max_bytes:
             raise UnsafeFileError(f"{path} has {status.st_size} bytes, more than the limit of {max_bytes}")
         try:
-            return file.read(max_bytes)
+            return file.read(status.st_size)
         except OSError as error:
             raise RegistryError(f"cannot read {path}: {error.strerror}") from error
 
 
-def sync_directory(path: Path | str) -> None:
-    """Make the names in a directory durable (POSIX: fsync of a file says nothing about its name)."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+def sync(path: Path | str) -> None:
+    """Make a file's content, or the names in a directory, durable (POSIX: fsync of a file says nothing about its name).
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
     finally:
@@ -66,7 +67,7 @@ def write_bytes(path: Path | str, data: bytes, *, durable: bool = True) -> None:
             temporary.unlink()
         raise
     if durable:
-        sync_directory(path.parent)
+        sync(path.parent)
 
 
 def sha256_bytes(data: bytes | bytearray | memoryview) -> str:

@@ -1,12 +1,15 @@
 """Strict JSON, with one spelling for each value."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 from trade_agent.errors import RegistryError, UnsafeFileError
 from trade_agent.safe_io.files import RESTORE, read_bytes, sha256_bytes, write_bytes
 
+_CHECKSUM_LINE = b'\n  "checksum": "%s"'
+_CHECKSUM = re.compile(rb'\n  "checksum": "([0-9a-f]{64})",?\n')
 MAX_JSON_BYTES = 64 * 1024**2
 MAX_JSON_VALUES = 200_000  # of any file; beyond it, one value for every 16 bytes: "[]," takes 70 bytes of memory
 
@@ -61,35 +64,38 @@ def parse_json(data: bytes, *, name: str) -> Any:
         raise RegistryError(f"{name} is not valid JSON: {error}", RESTORE) from error
 
 
-def checksum(fields: dict[str, Any]) -> str:
-    """SHA-256 over a document, to be stored in it as its field ``checksum``: an altered bit shows without a copy."""
-    return sha256_bytes(canonical_json(fields, indent=None))
+def checked_json(fields: dict[str, Any]) -> bytes:
+    """Canonical JSON of ``fields`` and their ``checksum``: an altered bit shows without a second copy.
+
+    The checksum is the SHA-256 of the document without that line: ``grep -v '^  "checksum"' FILE | sha256sum``.
+    """
+    blank = canonical_json(fields | {"checksum": "0" * 64})
+    return blank.replace(_CHECKSUM_LINE % (b"0" * 64), _CHECKSUM_LINE % sha256_bytes(_unsummed(blank)).encode(), 1)
 
 
-def without_checksum(document: Any, *, name: str) -> dict[str, Any]:
-    """The fields of a document whose ``checksum`` fits; RegistryError, naming the file and both digests, if not."""
-    if not isinstance(document, dict):
-        raise RegistryError(f"{name} holds a {type(document).__name__} instead of an object", RESTORE)
-    fields = {key: value for key, value in document.items() if key != "checksum"}
-    try:
-        found, recorded = checksum(fields), document.get("checksum")
-    except ValueError as error:  # 1e999 is read as infinity
-        raise RegistryError(f"{name} was altered: {error}", RESTORE) from error
+def parse_checked_json(data: bytes, *, name: str) -> dict[str, Any]:
+    """The fields of what ``checked_json`` wrote; RegistryError, naming the file and both digests, where they differ."""
+    match = _CHECKSUM.search(data)
+    found, recorded = sha256_bytes(_unsummed(data)), match[1].decode() if match else "none"
     if found != recorded:
         raise RegistryError(f"{name} was altered: its checksum is {found}, recorded {recorded}", RESTORE)
-    return fields
+    document = parse_json(data, name=name)
+    if not isinstance(document, dict) or "checksum" not in document:
+        raise RegistryError(f"{name} is not an object with a checksum", RESTORE)
+    del document["checksum"]
+    return document
 
 
-def read_checked_json(path: Path | str) -> dict[str, Any]:
-    """The fields of a JSON file that has their checksum; RegistryError names a file that is missing or altered."""
-    data = read_bytes(path, max_bytes=MAX_JSON_BYTES)
-    document = parse_json(data, name=str(path))
-    fields = without_checksum(document, name=str(path))
-    if data != canonical_json(document):  # a missing last byte, or space between values
-        raise RegistryError(f"{path} was altered: it is not in its canonical form", RESTORE)
-    return fields
+def _unsummed(data: bytes) -> bytes:
+    """A document without its line of the checksum; text has no line breaks in JSON, and what lies deeper is indented."""
+    return _CHECKSUM.sub(b"\n", data, count=1)
 
 
 def read_json(path: Path | str) -> Any:
     """Read a JSON file of at most 64 MiB; RegistryError names a file that is missing or damaged."""
     return parse_json(read_bytes(path, max_bytes=MAX_JSON_BYTES), name=str(path))
+
+
+def read_checked_json(path: Path | str) -> dict[str, Any]:
+    """The fields of a file of ``checked_json``; RegistryError names one that is missing or altered."""
+    return parse_checked_json(read_bytes(path, max_bytes=MAX_JSON_BYTES), name=str(path))

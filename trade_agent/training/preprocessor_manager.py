@@ -190,7 +190,7 @@ class PreprocessorManager:
             while not _link_new(temporary, self._file(_text(version))):
                 version = self._next_version(pipeline.contract_hash)
             temporary.unlink()
-            safe_io.sync_directory(self.root)
+            safe_io.sync(self.root)
             metadata = PreprocessorMetadata(
                 version=_text(version),
                 content_hash=pipeline.content_hash,
@@ -203,11 +203,10 @@ class PreprocessorManager:
                 steps=tuple({"name": step.name, "params": dict(step.params)} for step in pipeline.steps),
                 sha256=safe_io.sha256_bytes(data),
             )
-            stored = asdict(metadata)
-            _write_new(temporary, safe_io.canonical_json(stored | {"checksum": safe_io.checksum(stored)}))
+            _write_new(temporary, safe_io.checked_json(asdict(metadata)))
             if not _link_new(temporary, self.root / f"metadata_{_text(version)}.json"):
                 raise RegistryError(f"{self.root} already has metadata of {_text(version)} without its file", _RESTORE)
-            safe_io.sync_directory(self.root)
+            safe_io.sync(self.root)
         finally:
             with contextlib.suppress(FileNotFoundError):
                 temporary.unlink()
