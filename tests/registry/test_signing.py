@@ -65,8 +65,7 @@ def forge(registry):
     path = registry.root / "sac/metadata_v1.0.0.json"
     changed = json.loads(path.read_bytes()) | {"notes": "forged"}
     del changed["checksum"]
-    checksum = safe_io.sha256_bytes(safe_io.canonical_json(changed, indent=None))
-    replace(path, safe_io.canonical_json(changed | {"checksum": checksum}))
+    replace(path, safe_io.checked_json(changed))
     (registry.root / "registry.json").unlink()
     return metadata
 

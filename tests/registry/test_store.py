@@ -14,7 +14,7 @@ import torch
 from trade_agent import safe_io
 from trade_agent.errors import RegistryError, UnsafeFileError
 from trade_agent.registry import layout as layout_module
-from trade_agent.registry import snapshot, store
+from trade_agent.registry import snapshot
 from trade_agent.training.model_registry import ModelMetadata, ModelRegistry, Objective, PerformanceGrade, verify
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -257,6 +257,7 @@ def test_hostile_content_with_matching_digests_is_still_refused(registry, make_d
     }
     for role, content in hostile.items():
         metadata = registry.register(**make_draft(run_id=role))
+        assert registry.list()
         name = {"model": f"{metadata.model_id}.pth", "preprocessor": f"preprocessor_v{metadata.version}.pkl",
                 "config": f"config_v{metadata.version}.json"}[role]  # fmt: skip
         rewrite(registry.root / "sac" / name, content)
@@ -264,7 +265,7 @@ def test_hostile_content_with_matching_digests_is_still_refused(registry, make_d
         forged = {field: getattr(metadata, field) for field in metadata.__dataclass_fields__}
         forged["files"] = metadata.files | {name: info}
         rewrite(registry.root / "sac" / f"metadata_v{metadata.version}.json", ModelMetadata(**forged).to_json())
-        with pytest.raises(RegistryError, match="was altered"):  # the snapshot remembers the metadata's digest
+        with pytest.raises(RegistryError, match="was altered"):  # the digest of the metadata was seen before
             registry.load(metadata.model_id)
         registry.rebuild()
         with pytest.raises(UnsafeFileError, match=name):
@@ -311,7 +312,8 @@ def test_verify_names_strangers_taint_and_unfinished_work(registry, make_draft):
 # ---------------------------------------------------------------- registry.json is derived
 
 
-def test_the_kept_snapshot_equals_a_rebuilt_one_byte_for_byte(registry, make_draft):
+def test_the_kept_snapshot_equals_a_rebuilt_one_byte_for_byte(registry, make_draft, monkeypatch):
+    monkeypatch.setattr(snapshot, "REFRESH_SECONDS", -1)  # it is always old
     for seed in range(3):
         registry.register(**make_draft(seed=seed))
         registry.set_alias("sac@latest", f"alias-{seed % 2}")
@@ -324,7 +326,8 @@ def test_the_kept_snapshot_equals_a_rebuilt_one_byte_for_byte(registry, make_dra
 
 
 @pytest.mark.parametrize("state", ["missing", "empty", "garbage", "flipped", "old", "other program"])
-def test_answers_do_not_depend_on_the_snapshot(registry, make_draft, state):
+def test_answers_do_not_depend_on_the_snapshot(registry, make_draft, state, monkeypatch):
+    monkeypatch.setattr(snapshot, "REFRESH_SECONDS", -1)
     registry.register(**make_draft())
     path = registry.root / "registry.json"
     old = path.read_bytes()
@@ -335,6 +338,7 @@ def test_answers_do_not_depend_on_the_snapshot(registry, make_draft, state):
     content = {"empty": b"", "garbage": os.urandom(300), "flipped": new.replace(b'"B"', b'"A"', 1), "old": old,
                "other program": b'{"models": {}}\n'}  # fmt: skip
     path.unlink() if state == "missing" else path.write_bytes(content[state])
+    registry = ModelRegistry(registry.root, durability="relaxed")
     assert registry.list() == expected
     assert registry.resolve("sac@champion") == expected[1].id
     assert registry.load("sac@latest").metadata.seed == 1
@@ -342,30 +346,31 @@ def test_answers_do_not_depend_on_the_snapshot(registry, make_draft, state):
     assert verify(registry.root) == []
 
 
-def test_a_model_that_appears_while_the_snapshot_is_written_gets_into_it(registry, make_draft, monkeypatch):
-    real = safe_io.write_bytes
+def test_the_snapshot_is_not_rewritten_for_every_model(registry, make_draft, monkeypatch):
+    def stored():
+        return len(json.loads((registry.root / "registry.json").read_bytes())["models"])
 
-    def meanwhile(path, data, **options):
-        if path.name == "registry.json":
-            monkeypatch.setattr(safe_io, "write_bytes", real)
-            with monkeypatch.context() as other:
-                other.setattr(store, "refresh", lambda layout: None)
-                registry.register(**make_draft(seed=1))
-        real(path, data, **options)
-
-    registry.register(**make_draft(seed=0))
-    monkeypatch.setattr(safe_io, "write_bytes", meanwhile)
-    registry.rebuild()
-    assert len(json.loads((registry.root / "registry.json").read_bytes())["models"]) == 2
-
-
-def test_a_large_snapshot_is_not_rewritten_for_every_model(registry, make_draft, monkeypatch):
-    monkeypatch.setattr(snapshot, "LARGE", 10)
-    for seed in range(13):
+    monkeypatch.setattr(snapshot, "REFRESH_SECONDS", 1e12)
+    monkeypatch.setattr(snapshot, "REFRESH_CHANGES", 5)
+    found = []
+    for seed in range(12):
         registry.register(**make_draft(seed=seed))
-    stored = json.loads((registry.root / "registry.json").read_bytes())["models"]
-    assert (len(stored), len(registry.list())) == (12, 13)
-    assert {f.severity for f in verify(registry.root)} == {"note"}
+        found.append(stored())
+    assert found == [1, 1, 1, 1, 1, 6, 6, 6, 6, 6, 11, 11]
+    assert len(registry.list()) == len(ModelRegistry(registry.root).list()) == 12
+    assert verify(registry.root) == []
+    monkeypatch.setattr(snapshot, "REFRESH_SECONDS", -1)
+    registry.register(**make_draft(seed=12))
+    assert stored() == 13
+
+
+def test_a_snapshot_that_cannot_be_written_is_no_failure(registry, make_draft, monkeypatch, caplog):
+    (registry.root / "registry.json").mkdir(parents=True)
+    assert registry.register(**make_draft()).version == "1.0.0"
+    monkeypatch.setattr(snapshot, "REFRESH_SECONDS", -1)
+    assert registry.register(**make_draft(seed=1)).version == "1.0.1"
+    assert "could not be refreshed" in caplog.text
+    assert [record.version for record in registry.list()] == ["1.0.0", "1.0.1"]
 
 
 def test_an_archived_model_is_shown_on_request_only(registry, make_draft):

@@ -77,7 +77,9 @@ def summed(template):
     return template % safe_io.sha256_bytes(line.sub(b"\n", template)).encode()
 
 
-@pytest.mark.parametrize("fields", [{}, {"a": 1}, {"z": 1}, {"a": {"checksum": "x"}, "z": ["\n", '\n  "checksum": "0"']}])
+@pytest.mark.parametrize(
+    "fields", [{}, {"a": 1}, {"z": 1}, {"a": {"checksum": "x"}, "z": ["\n", '\n  "checksum": "0"']}]
+)
 def test_the_checksum_is_that_of_the_other_lines(tmp_path, fields):
     path = tmp_path / "x.json"
     path.write_bytes(safe_io.checked_json(fields))

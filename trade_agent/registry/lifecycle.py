@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from graphlib import TopologicalSorter
 
 from trade_agent.errors import RegistryError
-from trade_agent.registry.events import append_event
+from trade_agent.registry.events import append_event, event_file
 from trade_agent.registry.garbage import close_abandoned
 from trade_agent.registry.layout import Layout, link_new
 from trade_agent.registry.metadata import ModelMetadata
@@ -31,7 +31,7 @@ def changeable_view(layout: Layout) -> View:
     """The present view. RegistryError where an event is damaged: what it said must be known before anything changes."""
     view = read_view(layout)
     if view.damaged:
-        path = layout.events / f"{view.damaged[0]:08d}.json"
+        path = event_file(layout, view.damaged[0])
         raise RegistryError(
             f"{path} is damaged, so nothing can be changed", "put it back from a backup, or move it away"
         )

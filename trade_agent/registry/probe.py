@@ -84,7 +84,7 @@ def _renames(folder: Path) -> bool:
 
 
 def _syncs(folder: Path) -> bool:
-    safe_io.sync_directory(folder)
+    safe_io.sync(folder)
     return True
 
 

@@ -130,7 +130,7 @@ def _used(layout: Layout, model_type: str) -> list[Version]:
 
     seen = layout.numbers.get(model_type)
     if seen is None:
-        seen = [*layout.claimed(model_type), *(v for a in (False, True) for v in layout.versions(model_type, archived=a))]
+        seen = [*layout.claimed(model_type), *layout.versions(model_type), *layout.versions(model_type, archived=True)]
     tops = {version.major: version for version in sorted(seen)}
     tops = {major: walk(version) for major, version in tops.items()}
     following = Version(max(tops, default=0) + 1, 0, 0)

@@ -15,7 +15,7 @@ from trade_agent.errors import RegistryError
 from trade_agent.registry.events import event_numbers, read_event
 from trade_agent.registry.layout import Layout
 from trade_agent.registry.metadata import ModelMetadata, Objective
-from trade_agent.registry.naming import METADATA_FILE, MODEL_TYPES, metadata_file
+from trade_agent.registry.naming import MODEL_TYPES, metadata_file
 from trade_agent.registry.versions import Version
 
 log = logging.getLogger(__name__)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from trade_agent import safe_io
 from trade_agent.errors import RegistryError
-from trade_agent.registry.events import event_numbers, read_event
+from trade_agent.registry.events import event_file, event_numbers, read_event
 from trade_agent.registry.garbage import left_overs
 from trade_agent.registry.layout import Layout, names
 from trade_agent.registry.metadata import ModelMetadata, check_config
@@ -275,12 +275,12 @@ def _check_parents(check: _Check) -> None:
 def _check_events(check: _Check) -> None:
     numbers = event_numbers(check.layout)
     for number in sorted(set(range(1, max(numbers, default=0) + 1)) - set(numbers)):
-        check.add(ERROR, "event", check.layout.events / f"{number:08d}.json", "missing: the numbers have a gap")
+        check.add(ERROR, "event", event_file(check.layout, number), "missing: the numbers have a gap")
     for number in numbers:
         try:
             read_event(check.layout, number)
         except RegistryError as error:
-            check.add(ERROR, "event", check.layout.events / f"{number:08d}.json", str(error))
+            check.add(ERROR, "event", event_file(check.layout, number), str(error))
 
 
 def _check_snapshot(check: _Check) -> None:

@@ -39,8 +39,7 @@ def read_bytes(path: Path | str, *, max_bytes: int = MAX_BYTES) -> bytes:
 
 
 def sync(path: Path | str) -> None:
-    """Make a file's content, or the names in a directory, durable (POSIX: fsync of a file says nothing about its name).
-    """
+    """Make a file's content, or the names in a directory, durable (fsync of a file says nothing of its name)."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)

@@ -87,7 +87,7 @@ def parse_checked_json(data: bytes, *, name: str) -> dict[str, Any]:
 
 
 def _unsummed(data: bytes) -> bytes:
-    """A document without its line of the checksum; text has no line breaks in JSON, and what lies deeper is indented."""
+    """A document without its line of the checksum; JSON text has no line breaks, and what lies deeper is indented."""
     return _CHECKSUM.sub(b"\n", data, count=1)
 
 
