@@ -111,7 +111,7 @@ def test_gc_repair_rebuild_and_doctor(run, registry, monkeypatch):
     def refuse(folder):
         raise OSError("Invalid argument")
 
-    monkeypatch.setattr(probe.safe_io, "sync_directory", refuse)
+    monkeypatch.setattr(probe.safe_io, "sync", refuse)
     run("registry", "doctor", code=1)
 
 
