@@ -295,6 +295,20 @@ def test_a_damaged_restore_does_not_hide_the_model_that_it_brought_back(registry
     assert registry.restore([model]) == (model,)
 
 
+def test_an_event_that_is_gone_is_missed_and_forgotten(registry, make_draft):
+    model = registry.register(**make_draft(seed=1)).model_id
+    registry.set_alias(model, "champion")
+    registry.rebuild()
+    assert registry.resolve("sac@champion") == model
+    (registry.root / ".registry/events/00000001.json").unlink()
+    assert ("error", "event") in {(finding.severity, finding.kind) for finding in verify(registry.root)}
+    for reader in (registry, ModelRegistry(registry.root)):
+        with pytest.raises(RegistryError, match="there is no model 'sac@champion'"):
+            reader.resolve("sac@champion")
+    registry.rebuild()
+    assert verify(registry.root) == []
+
+
 def test_past_states_are_those_that_were_seen_then(registry, make_draft):
     first, second = (registry.register(**make_draft(seed=seed)).model_id for seed in (1, 2))
     seen = {}

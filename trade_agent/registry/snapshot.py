@@ -12,7 +12,7 @@ from typing import Any
 
 from trade_agent import safe_io
 from trade_agent.errors import RegistryError
-from trade_agent.registry.events import event_numbers, read_event
+from trade_agent.registry.events import event_file, event_numbers, read_event
 from trade_agent.registry.layout import Layout
 from trade_agent.registry.metadata import ModelMetadata, Objective
 from trade_agent.registry.naming import MODEL_TYPES, metadata_file
@@ -180,6 +180,8 @@ def read_view(layout: Layout, base: View | None = None, *, until: int | None = N
     """
     if base is None:
         base = layout.known or read_snapshot(layout)
+    if base.last_event and not event_file(layout, base.last_event).exists():
+        base = View()  # an event was moved away by hand, and what it did with it
     known = {(record.type, metadata_file(record.version), record.moved): record for record in base.records.values()}
     view = View(
         aliases=dict(base.aliases),

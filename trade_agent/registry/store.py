@@ -453,6 +453,8 @@ class ModelRegistry:
         known: View | None = self.layout.known
         if known is None or event_file(self.layout, known.last_event + 1).exists():
             return None
+        if known.last_event and not event_file(self.layout, known.last_event).exists():
+            return None
         return known.records.get(identifier)
 
     def _without_path(self, reference: str) -> str:

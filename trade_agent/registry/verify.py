@@ -300,6 +300,8 @@ def _check_snapshot(check: _Check) -> None:
         lost = stored.records[key]
         lost_path = (check.layout.root / lost.file).with_name(metadata_file(lost.version))
         check.add(ERROR, "missing", lost_path, f"{key} was registered, but its metadata is gone or damaged")
+    if stored.last_event > rebuilt.last_event:
+        check.add(ERROR, "event", event_file(check.layout, stored.last_event), f"missing: {path.name} has seen it")
     seen = read_view(check.layout, stored)  # what readers make of it
     wrong = [key for key, record in seen.records.items() if rebuilt.records.get(key) != record]
     if seen != rebuilt or not stored.abandoned <= rebuilt.abandoned:
