@@ -1,6 +1,7 @@
 """Archive, restore, purge, prune and repair: bit for bit, nothing a live model depends on, no dangling name."""
 
 import datetime
+import os
 import shutil
 
 import pytest
@@ -131,13 +132,13 @@ def test_a_parent_is_purged_after_its_archived_children(registry, family):
 
 
 @pytest.mark.parametrize("archived", [True, False])
-@pytest.mark.parametrize("moved", range(5))
+@pytest.mark.parametrize("moved", range(4))
 def test_a_move_that_was_cut_off_is_named_read_through_and_repaired(registry, make_draft, monkeypatch, archived, moved):
     model = registry.register(**make_draft(seed=1)).model_id
     if not archived:
         registry.archive([model])
     before = files_of(registry)
-    real, count = lifecycle.link_new, 0
+    real, count = os.rename, 0
 
     def stop(source, target):
         nonlocal count
@@ -146,7 +147,7 @@ def test_a_move_that_was_cut_off_is_named_read_through_and_repaired(registry, ma
             raise KeyboardInterrupt
         return real(source, target)
 
-    monkeypatch.setattr(lifecycle, "link_new", stop)
+    monkeypatch.setattr(os, "rename", stop)
     with pytest.raises(KeyboardInterrupt):
         (registry.archive if archived else registry.restore)([model])
     monkeypatch.undo()

@@ -51,10 +51,10 @@ def close_abandoned(layout: Layout, *, older_than_hours: float) -> list[str]:
     """End registrations whose writers are gone by tombstones; returns them as ``type@version``."""
     closed = []
     for model_type in MODEL_TYPES:
-        settled = {*layout.versions(model_type), *layout.versions(model_type, archived=True)}
         for version in layout.claimed(model_type):
-            abandoned = version not in settled and _abandoned(layout, model_type, version, older_than_hours)
-            if abandoned and fence(layout, model_type, version):
+            if layout.locate(model_type, metadata_file(version)).exists():
+                continue
+            if _abandoned(layout, model_type, version, older_than_hours) and fence(layout, model_type, version):
                 closed.append(f"{model_type}@{version}")
     return closed
 

@@ -49,10 +49,21 @@ class Layout:
     def locate(self, model_type: str, name: str) -> Path:
         """Where a file of a model is, which may be on its way into the archive or out of it.
 
-        A move links the new name before it removes the old one: looking at the first place again misses nothing.
+        A file that was in neither place when they were looked at one after the other has moved meanwhile, and is in the
+        first one: looking there again misses nothing.
         """
         active, archived = self.folder(model_type) / name, self.folder(model_type, archived=True) / name
         return next((path for path in (active, archived, active) if path.exists()), active)
+
+    def read(self, model_type: str, name: str, *, max_bytes: int = safe_io.MAX_BYTES) -> tuple[Path, bytes]:
+        """Where a file of a model was found, and its content. One that moves away before it is opened is followed."""
+        while True:
+            path = self.locate(model_type, name)
+            try:
+                return path, safe_io.read_bytes(path, max_bytes=max_bytes)
+            except RegistryError:
+                if self.locate(model_type, name) == path:
+                    raise
 
     def claims(self, model_type: str) -> Path:
         """Folder with one file for every number ever used by a type, and one for every run that registered."""

@@ -1,7 +1,7 @@
 """Archive, restore and purge: a state change is decided by an event, and then the files follow.
 
-A move gives each file its new name before it takes the old one away. The metadata goes first into the archive and last
-out of it, so what a reader sees is whole; whoever finds a move half done can finish it (``repair``). A model that
+A file is in its old place or in its new one at any moment, and readers look in both. The metadata goes first into the
+archive and last out of it; whoever finds a move half done can finish it (``repair``). A model that
 others were built on stays as long as they do. Where a child is registered while its parent is being archived, the
 child's writer looks at the parents after its commit and the archiver at the children after its event: at least one of
 them sees the other, and takes its own step back.
@@ -9,6 +9,7 @@ them sees the other, and takes its own step back.
 
 import datetime
 import math
+import os
 import time
 from collections.abc import Iterable, Sequence
 from graphlib import TopologicalSorter
@@ -16,7 +17,7 @@ from graphlib import TopologicalSorter
 from trade_agent.errors import RegistryError
 from trade_agent.registry.events import append_event, event_file
 from trade_agent.registry.garbage import close_abandoned
-from trade_agent.registry.layout import Layout, link_new
+from trade_agent.registry.layout import Layout
 from trade_agent.registry.metadata import ModelMetadata
 from trade_agent.registry.naming import metadata_file
 from trade_agent.registry.probe import network_file_system
@@ -60,10 +61,10 @@ def _archive_one(layout: Layout, record: ModelRecord) -> None:
     late = relatives(view, record.id, down=True, states=(ACTIVE,))
     if late:
         append_event(layout, "restore", record.id)
-        move(layout, record, archived=False)
+        settle(layout, record, ACTIVE)
         refresh(layout)
         raise RegistryError(f"{late[0]} was built on {record.id} meanwhile", "archive it first, or use --cascade")
-    move(layout, record, archived=True)
+    settle(layout, record, ARCHIVED)
     refresh(layout)
 
 
@@ -78,7 +79,7 @@ def restore(layout: Layout, wanted: Sequence[str], *, cascade: bool) -> list[str
         append_event(layout, "restore", identifier)
         if read_view(layout).states.get(identifier) != ACTIVE:
             raise RegistryError(f"{identifier} was purged meanwhile", "train it again: see reproduce")
-        move(layout, view.records[identifier], archived=False)
+        settle(layout, view.records[identifier], ACTIVE)
         confirm_parents(layout, identifier)
         refresh(layout)
     return chosen
@@ -183,24 +184,42 @@ def days_since(moment: str) -> float:
     return (datetime.datetime.now(datetime.UTC) - datetime.datetime.fromisoformat(moment)).total_seconds() / 86400
 
 
-def move(layout: Layout, record: ModelRecord, *, archived: bool) -> bool:
-    """Move a model's files into the archive or out of it, or what a move that was cut off left; False: nothing."""
+def settle(layout: Layout, record: ModelRecord, state: str) -> bool:
+    """Move a model's files to where its ``state`` wants them, or another one that it has got meanwhile; False: nothing.
+
+    Somebody else may be moving the same files, even the other way: whoever has moved one looks at the state again, so
+    the last of them leaves all as the last event says.
+    """
+    moved = False
+    while _move(layout, record, archived=state != ACTIVE):
+        moved = True
+        state = read_view(layout).states.get(record.id, ACTIVE)
+    return moved
+
+
+def _move(layout: Layout, record: ModelRecord, *, archived: bool) -> bool:
+    """Move the files that are not there yet; False where all of them are.
+
+    By rename, which leaves a file in one place or the other whatever happens; linking and unlinking would lose one that
+    two processes move in opposite directions.
+    """
     source = layout.folder(record.type, archived=not archived)
     target = layout.folder(record.type, archived=archived)
     target.mkdir(parents=True, exist_ok=True)
     order = [metadata_file(record.number), signature_file(record.number), *sorted(_metadata(layout, record).files)]
     moved = False
     for name in order if archived else reversed(order):
-        try:
-            linked = link_new(source / name, target / name)
-        except FileNotFoundError:  # moved already, or there is none: a model without a signature
+        if not os.path.lexists(source / name):  # moved already, or there is none: a model without a signature
             continue
-        if not linked:
-            raise RegistryError(f"{target / name} exists and is another file than {source / name}", "move it away")
-        layout.sync(target)
-        (source / name).unlink(missing_ok=True)
-        layout.sync(source)
+        if os.path.lexists(target / name):
+            raise RegistryError(f"{target / name} and {source / name} both exist", "move one of them away")
+        try:
+            os.rename(source / name, target / name)
+        except FileNotFoundError:
+            continue
         moved = True
+    if moved:
+        layout.sync(target, source)
     return moved
 
 
@@ -228,7 +247,7 @@ def repair(layout: Layout) -> list[str]:
         done.append(f"{parent}: active again, as {child}, built on it, is")
     for record in read_view(layout).records.values():
         try:
-            if move(layout, record, archived=record.state != ACTIVE):
+            if settle(layout, record, record.state):
                 done.append(f"{record.id}: its files followed its state, {record.state}")
         except RegistryError as error:
             done.append(f"{record.id}: left as it is: {error}")

@@ -162,14 +162,11 @@ def line_hashes(layout: Layout, model_type: str, version: Version) -> tuple[str,
 
 def find_metadata(layout: Layout, model_type: str, version: Version) -> ModelMetadata | None:
     """Metadata of an active or archived version; None where there is none that can be read."""
-    for archived in (False, True):
-        try:
-            metadata, _ = read_metadata(layout, model_type, version, archived=archived)
-        except RegistryError:
-            continue
-        if metadata is not None:
-            return metadata
-    return None
+    try:
+        metadata: ModelMetadata | None = read_metadata(layout, model_type, version)[0]
+    except RegistryError:
+        return None
+    return metadata
 
 
 def _commit(layout: Layout, draft: Draft, metadata: ModelMetadata, scratch: Path) -> bool:
@@ -226,10 +223,9 @@ def registered_run(layout: Layout, model_type: str, run_id: str) -> tuple[ModelM
 def _outcome(layout: Layout, model_type: str, version: Version, claim: dict[str, Any]) -> ModelMetadata | None:
     deadline = time.monotonic() + RUN_WAIT_SECONDS
     while True:
-        for archived in (False, True):
-            if (layout.folder(model_type, archived=archived) / metadata_file(version)).exists():
-                metadata: ModelMetadata | None = read_metadata(layout, model_type, version, archived=archived)[0]
-                return metadata
+        if layout.locate(model_type, metadata_file(version)).exists():
+            metadata: ModelMetadata | None = read_metadata(layout, model_type, version)[0]
+            return metadata
         if process_is_gone(claim["host"], claim["pid"]) or time.monotonic() > deadline:
             fence(layout, model_type, version)
         else:

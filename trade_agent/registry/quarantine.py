@@ -27,7 +27,7 @@ from trade_agent.registry.metadata import (
     plain_hash,
 )
 from trade_agent.registry.naming import MODEL_ID, MODEL_TYPES, check_model_type, file_names, metadata_file
-from trade_agent.registry.store import ModelRegistry, read_checked
+from trade_agent.registry.store import ModelRegistry, checked
 
 TAG = "imported"
 ADDED_BY_REGISTER = {
@@ -90,7 +90,8 @@ def _from_registry(
         or model.files.keys() != set(names.values())
     ):
         raise RegistryError(f"{beside} describes {model.model_id}, not {path.name}", "give it back its own name")
-    files = {role: read_checked(path.parent / name, model.files[name]) for role, name in names.items()}
+    paths = {role: path.parent / name for role, name in names.items()}
+    files = {role: checked(each, safe_io.read_bytes(each), model.files[each.name]) for role, each in paths.items()}
     origin |= {
         "model_id": model.model_id,
         "metadata_sha256": safe_io.sha256_bytes(content),

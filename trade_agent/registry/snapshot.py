@@ -8,6 +8,7 @@ import dataclasses
 import logging
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from trade_agent import safe_io
@@ -143,15 +144,19 @@ def record_of(metadata: ModelMetadata, *, metadata_sha256: str, archived: bool) 
     )
 
 
-def read_metadata(layout: Layout, model_type: str, version: Version, *, archived: bool) -> tuple[Any, bytes]:
-    """Return a version's metadata and its bytes; None instead of metadata for a tombstone.
+def read_metadata(layout: Layout, model_type: str, version: Version) -> tuple[Any, bytes]:
+    """Return a version's metadata, active or archived, and its bytes; None instead of metadata for a tombstone.
 
     RegistryError when the file is damaged, or describes another model than its name says.
     """
-    path = layout.folder(model_type, archived=archived) / metadata_file(version)
-    data = safe_io.read_bytes(path, max_bytes=safe_io.MAX_JSON_BYTES)
+    path, data = layout.read(model_type, metadata_file(version), max_bytes=safe_io.MAX_JSON_BYTES)
+    return parse_metadata(path, data, model_type, version), data
+
+
+def parse_metadata(path: Path, data: bytes, model_type: str, version: Version) -> Any:
+    """What ``read_metadata`` returns for the content of one file."""
     if data == TOMBSTONE:
-        return None, data
+        return None
     metadata = ModelMetadata.from_json(data, name=str(path))
     if (metadata.model_type, metadata.version) != (model_type, str(version)):
         raise RegistryError(
@@ -159,7 +164,7 @@ def read_metadata(layout: Layout, model_type: str, version: Version, *, archived
         )
     if f"{metadata.model_id}.pth" not in metadata.files:
         raise RegistryError(f"{path} was not written by the registry", "restore it from a backup")
-    return metadata, data
+    return metadata
 
 
 def read_snapshot(layout: Layout) -> View:
@@ -231,24 +236,18 @@ def read_view(layout: Layout, base: View | None = None, *, until: int | None = N
 def _found(layout: Layout, model_type: str) -> dict[str, bool]:
     """Names of the metadata files of a type, and whether each lies under ``archived/``.
 
-    A move gives the metadata its new name before it takes the old one away. Looking at the first folder twice, around
-    the other, therefore misses none.
+    Looking at the first folder twice, around the other, misses none that moves meanwhile.
     """
     found = dict.fromkeys(layout.metadata_files(model_type), False)
-    moved = layout.metadata_files(model_type, archived=True)
-    if moved:
-        found |= dict.fromkeys(moved, True)
+    if layout.folder(model_type, archived=True).is_dir():
+        found |= dict.fromkeys(layout.metadata_files(model_type, archived=True), True)
         found |= {name: found.get(name, False) for name in layout.metadata_files(model_type)}
     return found
 
 
 def _read_record(layout: Layout, model_type: str, version: Version, *, archived: bool) -> ModelRecord | None:
-    """The record of a version, None for a tombstone; follows a metadata file that is moved meanwhile."""
-    for place in (archived, not archived, archived):
-        if (layout.folder(model_type, archived=place) / metadata_file(version)).exists():
-            archived = place
-            break
-    metadata, data = read_metadata(layout, model_type, version, archived=archived)
+    """The record of a version, None for a tombstone."""
+    metadata, data = read_metadata(layout, model_type, version)
     if metadata is None:
         return None
     return record_of(metadata, metadata_sha256=safe_io.sha256_bytes(data), archived=archived)

@@ -385,13 +385,13 @@ class ModelRegistry:
             raise RegistryError(f"{record.id} was purged: only its metadata is left", "train it again: see reproduce")
         metadata = self._metadata(record)
         folder = self.root / posixpath.dirname(record.file)
-        self.signing.verify(folder, metadata.version, record.metadata_sha256)
+        signed_in = self.layout.locate(record.type, signature_file(record.version)).parent
+        self.signing.verify(signed_in, metadata.version, record.metadata_sha256)
         names = file_names(metadata.model_id, metadata.version)
         if metadata.files.keys() != set(names.values()):
             raise RegistryError(f"the metadata of {record.id} names the files {sorted(metadata.files)}")
         content = {
-            role: read_checked(self.layout.locate(record.type, name), metadata.files[name])
-            for role, name in names.items()
+            role: checked(*self.layout.read(record.type, name), metadata.files[name]) for role, name in names.items()
         }
         config = safe_io.parse_json(content["config"], name=str(folder / names["config"]))
         check_config(config, name=str(folder / names["config"]))
@@ -472,10 +472,9 @@ class ModelRegistry:
         raise RegistryError(f"{reference} is not a model file inside {self.root}", "give an id, or a .pth file in it")
 
     def _metadata(self, record: ModelRecord) -> ModelMetadata:
-        path = self.layout.locate(record.type, metadata_file(record.version))
-        archived = path.parent != self.layout.folder(record.type)
-        metadata, data = read_metadata(self.layout, record.type, record.number, archived=archived)
+        metadata, data = read_metadata(self.layout, record.type, record.number)
         if safe_io.sha256_bytes(data) != record.metadata_sha256 or metadata is None:
+            path = self.layout.locate(record.type, metadata_file(record.version))
             raise RegistryError(
                 f"{path} was altered: sha256 {safe_io.sha256_bytes(data)}, recorded {record.metadata_sha256}",
                 "restore it from a backup; trade-agent registry verify shows more",
@@ -526,9 +525,8 @@ def plain_fields(data: DataInfo) -> dict[str, Any]:
     return {"fingerprint": data.fingerprint, "symbols": data.symbols, "source": data.source, "splits": data.splits}
 
 
-def read_checked(path: Path, expected: FileInfo) -> bytes:
-    """Read a file once and return its bytes when their digest is the expected one, else raise RegistryError."""
-    data = safe_io.read_bytes(path)
+def checked(path: Path, data: bytes, expected: FileInfo) -> bytes:
+    """Return the content of a file when its digest is the expected one, else raise RegistryError."""
     digest = safe_io.sha256_bytes(data)
     if digest != expected.sha256:
         found = f"sha256 {digest} ({len(data)} bytes), recorded {expected.sha256} ({expected.size} bytes)"

@@ -13,7 +13,7 @@ from trade_agent.registry.metadata import ModelMetadata, check_config
 from trade_agent.registry.naming import METADATA_FILE, MODEL_TYPES, data_file_version, file_names, metadata_file
 from trade_agent.registry.publish import read_claim, run_claims
 from trade_agent.registry.signing import Signing, signature_file
-from trade_agent.registry.snapshot import ACTIVE, PURGED, View, read_metadata, read_view
+from trade_agent.registry.snapshot import ACTIVE, PURGED, View, parse_metadata, read_view
 
 ERROR, NOTE = "error", "note"
 REPAIR = "trade-agent registry repair finishes it"
@@ -101,7 +101,8 @@ def _check_folder(check: _Check, model_type: str, archived: bool) -> None:
         path = folder / metadata_file(version)
         expected.add(path.name)
         try:
-            metadata, data = read_metadata(check.layout, model_type, version, archived=archived)
+            data = safe_io.read_bytes(path, max_bytes=safe_io.MAX_JSON_BYTES)
+            metadata = parse_metadata(path, data, model_type, version)
         except RegistryError as error:
             check.add(ERROR, "metadata", path, str(error))
             expected.update(name for name in names(folder) if data_file_version(name) == version)

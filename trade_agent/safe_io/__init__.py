@@ -19,6 +19,7 @@ Importing this package does not import torch: listing models must stay quick.
 from trade_agent.safe_io.arrays import MAX_ARRAY_BYTES, dump_arrays, load_arrays
 from trade_agent.safe_io.checkpoints import MAX_MEMBERS, MAX_TENSOR_BYTES
 from trade_agent.safe_io.files import (
+    MAX_BYTES,
     read_bytes,
     sha256_bytes,
     sha256_file,
@@ -42,6 +43,7 @@ from trade_agent.safe_io.weights import layout_sha256, weights_sha256
 
 __all__ = [
     "MAX_ARRAY_BYTES",
+    "MAX_BYTES",
     "MAX_DEPTH",
     "MAX_JSON_BYTES",
     "MAX_MEMBERS",
