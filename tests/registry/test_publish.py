@@ -1,10 +1,8 @@
 """Several writers, writers that die, replies that get lost: one outcome per number, nothing half visible."""
 
 import errno
-import fcntl
 import json
 import os
-import random
 import signal
 
 import pytest
@@ -87,26 +85,6 @@ def test_a_writer_killed_at_any_link_leaves_nothing_half_visible(registry, make_
     assert_whole(registry)
 
 
-@pytest.mark.slow
-def test_random_kills_lose_no_acknowledged_model(registry, make_draft, fork):
-    rng = random.Random(1)
-    acknowledged = []
-    for kill in range(30):
-        first = 1000 * kill
-        seeds = [range(first, first + 400), range(first + 500, first + 900)]
-        writers = [fork(register_many, registry.root, make_draft, each) for each in seeds]
-        for writer in writers:
-            acknowledged += writer.read(rng.randint(1, 8))
-        for writer in writers:
-            os.kill(writer.pid, signal.SIGKILL)
-            lines, status = writer.result()
-            assert status == -signal.SIGKILL
-            acknowledged += lines
-    assert_whole(registry)
-    assert len(set(acknowledged)) == len(acknowledged)
-    assert set(acknowledged) <= {record.id for record in registry.list()}
-
-
 def test_one_version_for_one_run_from_several_processes(registry, make_draft, fork):
     def register_again(root):
         for _ in range(5):
@@ -152,38 +130,6 @@ def test_a_lost_reply_is_not_a_lost_race(registry, make_draft, monkeypatch):
     assert verify(registry.root) == []
 
 
-@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EACCES, errno.ESTALE])
-@pytest.mark.parametrize("call", ["link", "fchmod"])
-def test_a_failing_disk_is_one_line_and_nothing_visible(registry, make_draft, monkeypatch, code, call):
-    registry.register(**make_draft(seed=0))
-    refused, said = [], []
-    for at in range(1, 7):
-        with monkeypatch.context() as patch:
-            real, count = getattr(os, call), 0
-
-            def failing(*arguments, real=real, at=at, **options):
-                nonlocal count
-                count += 1
-                if count == at:
-                    raise OSError(code, os.strerror(code))
-                return real(*arguments, **options)
-
-            patch.setattr(layout_module.os, call, failing)
-            try:
-                registry.register(**make_draft(seed=at))
-            except RegistryError as error:
-                said.append(str(error))
-                refused.append(at)
-        for record in registry.list():
-            registry.load(record.id)
-    assert refused
-    assert not any("\n" in line for line in said)
-    seeds = [metadata.seed for metadata in registry.find("sac", lambda _: True)]
-    assert sorted(seeds) == sorted({*range(7)} - {*refused})
-    assert is_clean(verify(registry.root))
-    assert registry.register(**make_draft(seed=99)).seed == 99
-
-
 def test_a_damaged_claim_does_not_stop_the_line(registry, make_draft):
     registry.register(**make_draft(seed=0))
     claim = registry.root / "sac" / ".claims" / "v1.0.0"
@@ -193,12 +139,3 @@ def test_a_damaged_claim_does_not_stop_the_line(registry, make_draft):
     assert registry.register(**make_draft(seed=1)).version == "1.0.1"
     claim.unlink()
     assert registry.register(**make_draft(seed=2)).version == "1.0.2"
-
-
-def test_locks_that_succeed_for_everybody_change_nothing(registry, make_draft, fork, monkeypatch):
-    """As on some shared disks."""
-    monkeypatch.setattr(fcntl, "flock", lambda *_: None)
-    monkeypatch.setattr(fcntl, "lockf", lambda *_: None)
-    writers = [fork(register_many, registry.root, make_draft, range(first, first + 8)) for first in (0, 100, 200)]
-    assert [writer.result()[1] for writer in writers] == [0, 0, 0]
-    assert len({record.version for record in registry.list()}) == 24

@@ -89,7 +89,9 @@ class Layout:
 
     def check_format(self) -> None:
         """Refuse a folder that a later program laid out differently."""
-        if self.format.exists():
+        with storage_errors(f"opening {self.root}"):
+            known = self.format.exists()
+        if known:
             found = safe_io.read_json(self.format)
             if not isinstance(found, dict) or found.get("layout") != LAYOUT:
                 raise RegistryError(

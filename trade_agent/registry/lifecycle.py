@@ -29,10 +29,10 @@ NETWORK_GRACE_SECONDS = 60.0  # longer than a network file system believes its o
 
 
 def changeable_view(layout: Layout) -> View:
-    """The present view. RegistryError where an event is damaged: what it said must be known before anything changes."""
+    """The present view. RegistryError where an event or the metadata of a model cannot be read: what they say must be
+    known before anything changes."""
     view = read_view(layout)
-    if view.damaged:
-        path = event_file(layout, view.damaged[0])
+    for path in (*(event_file(layout, number) for number in view.damaged), *view.unreadable):
         raise RegistryError(
             f"{path} is damaged, so nothing can be changed", "put it back from a backup, or move it away"
         )
@@ -55,7 +55,7 @@ def _archive_one(layout: Layout, record: ModelRecord) -> None:
     append_event(layout, "archive", record.id)
     if network_file_system(layout.root):
         time.sleep(NETWORK_GRACE_SECONDS)
-    view = read_view(layout)
+    view = changeable_view(layout)
     if view.states.get(record.id) != ARCHIVED:
         raise RegistryError(f"{record.id} was restored or given an alias meanwhile", "see trade-agent registry log")
     late = relatives(view, record.id, down=True, states=(ACTIVE,))
@@ -158,6 +158,8 @@ def confirm_parents(layout: Layout, identifier: str) -> None:
     deadline = time.monotonic() + RUN_WAIT_SECONDS
     while True:
         view = read_view(layout)
+        if identifier not in view.records:
+            raise RegistryError(f"the metadata of {identifier} cannot be read now", "trade-agent registry verify")
         record = view.records[identifier]
         gone = [parent for parent in record.parents if _is_gone(view, parent)]
         if not gone or record.state != ACTIVE:

@@ -69,7 +69,8 @@ class View:
 
     ``aliases`` maps ``type@alias`` to an id. ``states`` and ``since`` (ISO time) have the models that were ever
     archived, ``grades`` those that were graded again. ``damaged`` are the numbers of events that cannot be read: they
-    hide no model, but nothing can be changed before they are back.
+    hide no model, but nothing can be changed before they are back. ``unreadable`` are metadata files likewise: nobody
+    knows what those models were built on.
     """
 
     records: dict[str, ModelRecord] = field(default_factory=dict)
@@ -80,6 +81,7 @@ class View:
     abandoned: set[str] = field(default_factory=set)
     last_event: int = 0
     damaged: list[int] = field(default_factory=list)
+    unreadable: list[str] = field(default_factory=list)
 
     def to_bytes(self) -> bytes:
         """One line a model, sorted: equal views give equal bytes."""
@@ -207,6 +209,7 @@ def read_view(layout: Layout, base: View | None = None, *, until: int | None = N
                     record = _read_record(layout, model_type, Version.parse(version), archived=archived)
                 except RegistryError as error:
                     log.warning("left out of the list: %s", error)
+                    view.unreadable.append(f"{layout.folder(model_type, archived=archived) / name}")
                     continue
                 if record is None:
                     view.abandoned.add(f"{model_type}@{version}")

@@ -390,9 +390,11 @@ class ModelRegistry:
         names = file_names(metadata.model_id, metadata.version)
         if metadata.files.keys() != set(names.values()):
             raise RegistryError(f"the metadata of {record.id} names the files {sorted(metadata.files)}")
-        content = {
-            role: checked(*self.layout.read(record.type, name), metadata.files[name]) for role, name in names.items()
-        }
+        with storage_errors(f"reading {record.id}"):
+            content = {
+                role: checked(*self.layout.read(record.type, name), metadata.files[name])
+                for role, name in names.items()
+            }
         config = safe_io.parse_json(content["config"], name=str(folder / names["config"]))
         check_config(config, name=str(folder / names["config"]))
         state = safe_io.load_tensors(content["model"], name=str(folder / names["model"]))
@@ -443,7 +445,8 @@ class ModelRegistry:
     # ------------------------------------------------------------ inside
 
     def _record(self, reference: str, *, include_archived: bool) -> ModelRecord:
-        seen = self._seen(reference)
+        with storage_errors(f"reading {self.root}"):
+            seen = self._seen(reference)
         if seen is not None and (include_archived or seen.state == ACTIVE):
             return seen
         return references.resolve(self.view(), self._without_path(reference), include_archived=include_archived)
@@ -472,7 +475,8 @@ class ModelRegistry:
         raise RegistryError(f"{reference} is not a model file inside {self.root}", "give an id, or a .pth file in it")
 
     def _metadata(self, record: ModelRecord) -> ModelMetadata:
-        metadata, data = read_metadata(self.layout, record.type, record.number)
+        with storage_errors(f"reading {record.id}"):
+            metadata, data = read_metadata(self.layout, record.type, record.number)
         if safe_io.sha256_bytes(data) != record.metadata_sha256 or metadata is None:
             path = self.layout.locate(record.type, metadata_file(record.version))
             raise RegistryError(
