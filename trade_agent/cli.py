@@ -45,6 +45,7 @@ ForecasterId = Annotated[str | None, typer.Option("--cnn-lstm-model", help="Refe
 AgentId = Annotated[str | None, typer.Option("--rl-model", help="Reference of a registered agent.")]
 Members = Annotated[str | None, typer.Option("--models", help="References of hybrids, separated by commas.")]
 Optimize = Annotated[bool, typer.Option("--optimize", help="Search hyper-parameters with Optuna: -m search=MODEL.")]
+Archived = Annotated[bool, typer.Option("--archived", help="Archived and purged models too.")]
 SHOWN_FIELDS = ("grade", "objective", "data", "parents", "preprocessor", "seed", "trainer_profile", "command")
 
 
@@ -174,11 +175,16 @@ def list_models(
     model_type: Annotated[
         str | None, typer.Option("--type", help="cnn_lstm, ppo, sac, td3, hybrid or ensemble.")
     ] = None,
+    archived: Archived = False,
+    event: Annotated[
+        int | None, typer.Option("--event", help="As it was after this number of `registry log`.", min=1)
+    ] = None,
     as_json: Json = False,
     models_dir: Models = DEFAULT_MODELS,
 ) -> None:
-    """Registered models, by type and version."""
-    records = open_registry(models_dir).list(model_type)
+    """Registered models, by type and version, with the grades they have now."""
+    registry = open_registry(models_dir)
+    records = registry.list(model_type, include_archived=archived, until=event)
     if as_json:
         print_json([dataclasses.asdict(record) for record in records])
         return
@@ -189,22 +195,31 @@ def list_models(
     for record in records:
         value = record.objective.value
         shown = "not finite" if value is None else f"{value:.4f}"
-        print(f"{record.id:{width}}  {record.created[:16]}  {record.objective.name} {shown}")
+        state = "" if record.state == "active" else f"  {record.state}"
+        print(f"{record.id:{width}}  {record.created[:16]}  {record.grade:2}  {record.objective.name} {shown}{state}")
 
 
 @app.command()
 def info(
     reference: Annotated[str, typer.Argument(help="An id, hybrid@latest, hybrid@best, hybrid@1.0.0, ...")],
+    archived: Archived = False,
     as_json: Json = False,
     models_dir: Models = DEFAULT_MODELS,
 ) -> None:
-    """Everything known about one model."""
-    metadata = open_registry(models_dir).get(reference)
+    """Everything known about one model, as it was registered, and what became of it."""
+    registry = open_registry(models_dir)
+    metadata = registry.get(reference, include_archived=archived)
+    view = registry.view()
+    record = view.records[metadata.model_id]
+    names = sorted(alias for alias, identifier in view.aliases.items() if identifier == metadata.model_id)
+    present = {"state": record.state, "aliases": names, "present_grade": record.grade}
     values = dataclasses.asdict(metadata)
     if as_json:
-        print_json(values)
+        print_json(values | present)
         return
     table = Table("", metadata.model_id, show_lines=False)
+    for name, value in present.items():
+        table.add_row(name.replace("_", " "), shown_value(value))
     for name in SHOWN_FIELDS:
         table.add_row(name, shown_value(values[name]))
     for name, value in values["metrics"].items():

@@ -39,6 +39,24 @@ def test_a_model_goes_into_the_archive_and_back(run, registry, models):
         run("registry", "archive", "sac@7")
 
 
+def test_archived_models_and_past_states_are_shown_on_request(run, models):
+    run("registry", "alias", "sac@champion", "sac@1.0.3")
+    run("registry", "archive", "sac@1.0.1")
+    shown = run("list", "--archived").splitlines()
+    assert [line.split()[0] for line in shown] == models
+    assert shown[1].split()[-1] == "archived"
+    assert [model["id"] for model in json.loads(run("list", "--event", "1", "--json"))] == models
+    assert len(json.loads(run("list", "--event", "2", "--json"))) == 4
+    with pytest.raises(RegistryError, match="there is no state change 7"):
+        run("list", "--event", "7")
+    with pytest.raises(RegistryError, match="there is no model"):
+        run("info", "sac@1.0.1")
+    assert json.loads(run("info", "sac@1.0.1", "--archived", "--json"))["state"] == "archived"
+    known = json.loads(run("info", "sac@1.0.3", "--json"))
+    assert (known["state"], known["aliases"], known["present_grade"]) == ("active", ["sac@champion"], "B")
+    assert "sac@champion" in run("info", "sac@1.0.3")
+
+
 def test_aliases_notes_and_their_log(run, models):
     run("registry", "alias", "sac@champion", "sac@1.0.3")
     run("registry", "note", "sac@champion", "checked by hand")

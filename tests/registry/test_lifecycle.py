@@ -238,9 +238,10 @@ def test_repair_goes_on_behind_a_model_that_it_cannot_mend(registry, make_draft)
     append_event(registry.layout, "archive", second)
     (registry.root / "archived/sac").mkdir()
     (registry.root / "archived/sac/config_v1.0.0.json").write_text("another file")
-    done = registry.repair()
-    assert f"{first}: left as it is" in done[0]
-    assert done[1] == f"{second}: its files followed its state, archived"
+    with pytest.raises(RegistryError, match="config_v1.0.0.json both exist"):
+        registry.repair()
+    assert (registry.root / "archived/sac/metadata_v1.0.1.json").exists()
+    assert registry.load(second, include_archived=True).metadata.model_id == second
 
 
 def test_a_purge_that_was_cut_off_is_named_and_goes_on_when_it_is_repeated(registry, make_draft):

@@ -135,18 +135,31 @@ registries = st.dictionaries(
 )
 
 
-@settings(deadline=None, max_examples=30)
-@given(registries)
-def test_every_id_means_itself_and_a_prefix_means_one_model_or_lists_all(content):
+def line_of(content):
     records = [
         record(model_type, ".".join(map(str, number)), grade=grade, token=("acc", value))
         for (model_type, number), (grade, value) in content.items()
     ]
-    line = view(*records)
+    return view(*records)
+
+
+@pytest.mark.slow
+@settings(deadline=None, max_examples=10_000)
+@given(registries)
+def test_the_id_of_every_model_means_that_model(content):
+    line = line_of(content)
+    for identifier in line.records:
+        assert resolve(line, identifier).id == identifier
+
+
+@settings(deadline=None, max_examples=30)
+@given(registries)
+def test_every_id_means_itself_and_a_prefix_means_one_model_or_lists_all(content):
+    line = line_of(content)
     for identifier, each in line.records.items():
         assert resolve(line, identifier).id == identifier
         assert resolve(line, f"{each.type}_v{each.version}").id == identifier
-    identifier = records[0].id
+    identifier = next(iter(line.records))
     for end in range(1, len(identifier)):
         reference = identifier[:end]
         # The rule in its own words: what follows the prefix starts a new word or number.

@@ -168,7 +168,7 @@ def gc(
 
 @registry_app.command()
 def repair(as_json: Json = False, models_dir: Models = DEFAULT_MODELS) -> None:
-    """Finish archiving and restoring that was cut off. Deletes nothing."""
+    """Finish archiving and restoring that was cut off, and close what dead writers began. Deletes nothing."""
     report("repaired", open_registry(models_dir).repair(), as_json)
 
 

@@ -233,10 +233,11 @@ def _metadata(layout: Layout, record: ModelRecord) -> ModelMetadata:
 
 
 def repair(layout: Layout) -> list[str]:
-    """Finish what was cut off; returns a line for each thing done or impossible. Deletes nothing.
+    """Finish what was cut off; returns a line for each thing done. Deletes nothing.
 
     A registration whose process is gone is closed by a tombstone. A model whose archiver, or whose child's writer, died
-    before it had looked at the other gets back what it was built on. Then every file follows the state of its model.
+    before it had looked at the other gets back what it was built on. Then every file follows the state of its model;
+    where that is impossible for one, a RegistryError says so after the others.
     """
     view = changeable_view(layout)
     done = [f"{each}: closed, its writer is gone" for each in close_abandoned(layout, older_than_hours=math.inf)]
@@ -247,11 +248,14 @@ def repair(layout: Layout) -> list[str]:
     for parent, child in needed.items():
         append_event(layout, "restore", parent)
         done.append(f"{parent}: active again, as {child}, built on it, is")
+    impossible: list[RegistryError] = []
     for record in read_view(layout).records.values():
         try:
             if settle(layout, record, record.state):
                 done.append(f"{record.id}: its files followed its state, {record.state}")
         except RegistryError as error:
-            done.append(f"{record.id}: left as it is: {error}")
+            impossible.append(error)
     refresh(layout)
+    if impossible:
+        raise impossible[0]
     return done

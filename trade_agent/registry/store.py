@@ -266,7 +266,10 @@ class ModelRegistry:
         Raises ConfigError where the policy asks for a metric that was not stored.
         """
         record = self._record(reference, include_archived=True)
-        decision = decide_grade(record.type, self._metadata(record).grade_decision["inputs"], policy)
+        inputs = self._metadata(record).grade_decision.get("inputs")
+        if not inputs:
+            raise RegistryError(f"{record.id} was registered without metrics", "it keeps the grade it has")
+        decision = decide_grade(record.type, inputs, policy)
         with storage_errors(f"grading {record.id}"):
             self._change("grade", record.id, grade=decision.grade.value, decision=finite(decision.as_dict()))
         return decision
@@ -343,13 +346,15 @@ class ModelRegistry:
         """Return the metadata of the model that ``reference`` means."""
         return self._metadata(self._record(reference, include_archived=include_archived))
 
-    def list(self, model_type: str | None = None, *, include_archived: bool = False) -> tuple[ModelRecord, ...]:
-        """Lean records of all models, by type and ascending version."""
+    def list(
+        self, model_type: str | None = None, *, include_archived: bool = False, until: int | None = None
+    ) -> tuple[ModelRecord, ...]:
+        """Lean records of all models, by type and ascending version; ``until`` see ``view``."""
         if model_type is not None:
             check_model_type(model_type)
         chosen = [
             record
-            for record in self.view().records.values()
+            for record in self.view(until=until).records.values()
             if (model_type is None or record.type == model_type) and (include_archived or record.state == ACTIVE)
         ]
         return tuple(sorted(chosen, key=lambda record: (record.type, [int(n) for n in record.version.split(".")])))
@@ -416,11 +421,16 @@ class ModelRegistry:
         return {way: _walk(start, edges, down=way == "down") for way, edges in links.items()}
 
     def view(self, *, until: int | None = None) -> View:
-        """All records, aliases and tombstones as they are now, or as they were after the event ``until``."""
+        """All records, aliases and tombstones as they are now, or as they were after the event ``until``.
+
+        RegistryError where there is no such event.
+        """
         self.layout.check_format()
         with storage_errors(f"reading {self.root}"):
             if until is None:
                 return read_view(self.layout)
+            if until not in event_numbers(self.layout):
+                raise RegistryError(f"there is no state change {until}", "trade-agent registry log shows them all")
             view = read_view(self.layout, View(), until=until)
             moment = read_event(self.layout, until)["created"]
             view.records = {key: record for key, record in view.records.items() if record.created <= moment}
