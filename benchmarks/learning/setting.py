@@ -38,6 +38,7 @@ def stage_context(config: TrainingConfig, *, window_bars: int, horizons: list[in
         episode_bars=config.env.episode_bars,
         seed=config.seed,
         device=device,
+        compiled=config.device.compile,
         progress=ProgressReporter(),
         folder=folder,
         num_trials=1,

@@ -54,6 +54,17 @@ def test_stacked_init_is_that_of_a_linear_layer():
     assert abs(weight.std().item() - 1.0 / 8.0 / math.sqrt(3.0)) < 1e-3
 
 
+def test_first_is_member_zero_alone():
+    stacked = StackedMLP(num_members=3, input_dim=4, hidden_dims=(8, 8), output_dim=1, layer_norm=True)
+    inputs = torch.randn(5, 4)
+    alone = stacked(inputs, first=True)
+    assert alone.shape == (1, 5, 1)
+    torch.testing.assert_close(alone[0], stacked.member(0)(inputs), atol=1e-6, rtol=1e-5)
+    alone.sum().backward()
+    for parameter in stacked.parameters():
+        assert not parameter.grad[1:].any()
+
+
 def test_frozen_stops_at_the_weights_and_not_at_the_input():
     stacked = StackedMLP(num_members=2, input_dim=3, hidden_dims=(8,), output_dim=1, layer_norm=True)
     inputs = torch.randn(4, 3, requires_grad=True)

@@ -139,6 +139,7 @@ class Trained:
             episode_bars=config.env.episode_bars,
             seed=config.seed,
             device=torch.device("cpu"),
+            compiled=config.device.compile,
             progress=self.manager.progress,
             folder=folder,
             num_trials=1,

@@ -1,6 +1,7 @@
 """The training market and the two loops, watched from outside."""
 
 import math
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -69,6 +70,35 @@ def test_episodes_stay_inside_the_rows(make_market: MakeMarket, episode_bars: in
     assert starts <= set(range(ROWS.start, ROWS.stop - min(episode_bars, len(ROWS) - 1)))
     assert min(starts) == ROWS.start
     assert len(starts) == 1 if episode_bars >= 49 else len(starts) > 0.9 * (len(ROWS) - episode_bars)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_the_compiled_market_is_the_market(series: MarketSeries) -> None:
+    rules = MarketRules(max_weight=6.0, max_leverage=6.0, maintenance=0.95, impact=1e-4, latency_bars=1)
+    plain, compiled = (
+        TrainingMarket(
+            series=series,
+            rules=rules,
+            rows=ROWS,
+            num_envs=16,
+            episode_bars=7,
+            reward_scale=10.0,
+            generator=torch.Generator().manual_seed(3),
+            compiled=on,
+        )
+        for on in (False, True)
+    )
+    ruined = 0
+    for action in actions(60, num_envs=16):
+        expected, seen = plain.step(action), compiled.step(action)
+        ruined += int(expected.terminated.sum())
+        for name, value, other in zip(Experience._fields, expected, seen, strict=True):
+            torch.testing.assert_close(
+                other, value, rtol=1e-5, atol=1e-6, msg=lambda text, name=name: f"{name}: {text}"
+            )
+        torch.testing.assert_close(compiled.state.equity, plain.state.equity, rtol=1e-9, atol=0.0)
+    assert ruined > 5
 
 
 def test_an_account_starts_anew_after_its_episode(make_market: MakeMarket) -> None:

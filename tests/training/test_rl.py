@@ -12,7 +12,7 @@ import torch
 from trade_agent.envs.market import account_fields
 from trade_agent.networks.encoders import build_table
 from trade_agent.training.models import folds_from_state, forecaster_from_state, policy_from_state
-from trade_agent.training.stages import rl
+from trade_agent.training.stages import rl, trading
 from trade_agent.training.stages.trading import train_rows, validation_sharpe
 
 CPU = torch.device("cpu")
@@ -55,6 +55,25 @@ def test_train_rows_are_read_through_the_forecasters_that_did_not_see_them(
         of_fold = build_table(final.network, dataset.features, 4096)[block, 0]
         assert not torch.allclose(of_fold, own[block])
         torch.testing.assert_close(seen[block, latent:width], of_fold[:, latent:])
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_the_market_is_compiled_where_it_is_asked_for(
+    trained: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: bool
+) -> None:
+    given: dict[str, Any] = {}
+
+    def spy(**named: Any) -> None:
+        given.update(named)
+        raise Stop
+
+    monkeypatch.setattr(trading, "TrainingMarket", spy)
+    config = trained.settings("stage=rl", "model=ppo", f"device.compile={asked}")
+    with pytest.raises(Stop):
+        rl.run(
+            trained.context(tmp_path, config), model=config.model, forecaster=trained.parent("forecaster", "cnn_lstm")
+        )
+    assert given["compiled"] is asked
 
 
 @pytest.mark.parametrize("algorithm", ["ppo", "sac", "td3"])

@@ -140,8 +140,7 @@ class TD3(nn.Module):
     def actor_loss(self, batch: TensorDict) -> Tensor:
         """-mean Q_1(s, mu(s)): algorithm 1. The observation is detached for the reason given in agents/sac.py."""
         observation = self.observation_normaliser(batch["observation"].detach())
-        q = self.critic(torch.cat((observation, self.actor(observation)), dim=-1), frozen=True)
-        return -q[0].mean()
+        return -self.critic(torch.cat((observation, self.actor(observation)), dim=-1), frozen=True, first=True).mean()
 
     def update(self, batch: TensorDict, *, extra_loss: Tensor | None = None) -> dict[str, Tensor]:
         """One step of the critics; in each ``policy_delay``-th update also of the actor and the targets.

@@ -278,6 +278,7 @@ class DeviceConfig:
     name: str = choice("auto", "cpu", "cuda")
     strict: bool = MISSING
     threads: int = number(0, 4096)
+    compile: bool = MISSING
 
 
 @dataclass(kw_only=True, slots=True)

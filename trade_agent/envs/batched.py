@@ -14,6 +14,7 @@ from trade_agent.envs.market import (
     MarketRules,
     MarketSeries,
     MarketState,
+    StepResult,
     account_fields,
     account_observation,
     auto_reset,
@@ -60,7 +61,8 @@ class TrainingMarket:
     """N accounts on random episodes of a split's rows, restarted as soon as they end.
 
     An episode starts at a random row and lasts `episode_bars` steps (or to the last row). Rewards are multiplied by
-    `reward_scale`.
+    `reward_scale`. With `compiled` a step is one fused kernel: it is built at the first step, which takes a minute or
+    less and needs a C++ compiler on a CPU, and its numbers are those of the plain step up to rounding.
     """
 
     def __init__(
@@ -73,6 +75,7 @@ class TrainingMarket:
         episode_bars: int,
         reward_scale: float,
         generator: torch.Generator,
+        compiled: bool = False,
     ) -> None:
         self.series, self.rules, self.rows, self.num_envs = series, rules, rows, num_envs
         self.episode_bars = min(episode_bars, len(rows) - 1)
@@ -84,6 +87,8 @@ class TrainingMarket:
         spread = torch.linspace(1, self.episode_bars, num_envs, device=start.device).round().long()
         self.state: MarketState = reset(series, rules, start, torch.minimum(start + spread, end))
         self.private = account_observation(series, rules, self.state)
+        # Shapes never change here; a kernel for any shape would be slower.
+        self._advance = torch.compile(advance, fullgraph=True, dynamic=False) if compiled else advance
 
     @property
     def device(self) -> torch.device:
@@ -106,12 +111,21 @@ class TrainingMarket:
 
     def step(self, action: Tensor) -> Experience:
         """One bar for every account; `action` [N, A] in [-1, 1]."""
-        before, private = self.state, self.private
-        after, result = step(self.series, self.rules, before, action)
-        next_private = account_observation(self.series, self.rules, after)
+        t, private = self.state.t, self.private
         start, end = self._draw()
-        done = result.terminated | result.truncated
-        self.state = auto_reset(self.series, self.rules, after, done, start, end)
-        self.private = account_observation(self.series, self.rules, self.state)
+        self.state, self.private, result, next_private = self._advance(
+            self.series, self.rules, self.state, action, start, end
+        )
         reward = result.reward * self.reward_scale
-        return Experience(before.t, private, reward, result.terminated, result.truncated, next_private)
+        return Experience(t, private, reward, result.terminated, result.truncated, next_private)
+
+
+def advance(
+    series: MarketSeries, rules: MarketRules, state: MarketState, action: Tensor, start: Tensor, end: Tensor
+) -> tuple[MarketState, Tensor, StepResult, Tensor]:
+    """A step, and accounts that are done starting anew at `start` [N] until `end`: the state after both, its private
+    part [N, K], what the step gave, and the private part [N, K] before the reset."""
+    after, result = step(series, rules, state, action)
+    fresh = auto_reset(series, rules, after, result.terminated | result.truncated, start, end)
+    private, next_private = (account_observation(series, rules, seen) for seen in (fresh, after))
+    return fresh, private, result, next_private

@@ -86,6 +86,6 @@ def observe(
     if window_bars == 1:
         market = features.index_select(0, state.t)
     else:
-        offsets = torch.arange(1 - window_bars, 1, device=state.t.device)
-        market = features[state.t.unsqueeze(-1) + offsets]
+        # Rows of a view of all windows: [T - W + 1, W, A, F].
+        market = features.unfold(0, window_bars, 1).movedim(-1, 1).index_select(0, state.t - (window_bars - 1))
     return torch.cat((market.flatten(1), account_observation(series, rules, state)), dim=-1)

@@ -25,9 +25,12 @@ class Forecast(NamedTuple):
 def gather_windows(rows: Tensor, ends: Tensor, length: int) -> Tensor:
     """Windows of ``length`` rows that end at ``ends`` (inclusive): [T, ...] and [B] integer -> [B, length, ...].
 
-    ``ends`` must lie in [length - 1, T). The backward pass adds into the rows, so it costs memory of the size of the
-    windows and not of all T windows, as a strided view would.
+    ``ends`` must lie in [length - 1, T). Rows without a gradient are read through a view of all windows, a whole window
+    at a time. The backward pass of that view would cost memory of the size of all windows, so rows with a gradient are
+    gathered one by one.
     """
+    if not rows.requires_grad:
+        return rows.unfold(0, length, 1).movedim(-1, 1).index_select(0, ends - (length - 1))
     offsets = torch.arange(1 - length, 1, device=ends.device)
     index = (ends.unsqueeze(1) + offsets).flatten()
     return rows.index_select(0, index).view(len(ends), length, *rows.shape[1:])

@@ -71,7 +71,7 @@ class StackedMLP(nn.Module):
 
     One batched product for each layer instead of M: fewer launches on a GPU, no loop in Python. Members differ only
     by their initial weights. ``frozen=True`` detaches the weights but not the input, so that a policy loss flows
-    through a critic without paying for the critic's weight gradients.
+    through a critic without paying for the critic's weight gradients. ``first=True`` evaluates member 0 alone.
     """
 
     def __init__(
@@ -99,13 +99,14 @@ class StackedMLP(nn.Module):
                 self.norm_weights.append(nn.Parameter(torch.ones(num_members, 1, width)))
                 self.norm_biases.append(nn.Parameter(torch.zeros(num_members, 1, width)))
 
-    def forward(self, inputs: Tensor, frozen: bool = False) -> Tensor:
-        """``inputs`` [B, I] -> [M, B, O]."""
+    def forward(self, inputs: Tensor, frozen: bool = False, first: bool = False) -> Tensor:
+        """``inputs`` [B, I] -> [M, B, O], or [1, B, O] with ``first``."""
 
         def weight(parameter: Tensor) -> Tensor:
+            parameter = parameter[:1] if first else parameter
             return parameter.detach() if frozen else parameter
 
-        hidden = inputs.expand(self.num_members, *inputs.shape)
+        hidden = inputs.expand(1 if first else self.num_members, *inputs.shape)
         last = len(self.weights) - 1
         for index in range(last + 1):
             if index == last and self.weights[index].shape[-1] == 1:

@@ -135,6 +135,7 @@ class UnifiedTrainingManager:
             episode_bars=self.config.market.episode_bars,
             seed=self.config.seed,
             device=self.devices.device,
+            compiled=self.config.device.compile,
             progress=self.progress,
             folder=folder,
             num_trials=tried + 1,

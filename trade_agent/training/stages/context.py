@@ -35,6 +35,7 @@ class StageContext:
     episode_bars: int
     seed: int
     device: torch.device
+    compiled: bool  # whether the market's step is compiled
     progress: ProgressReporter
     folder: Path  # of this stage's pictures and tables
     num_trials: int  # models of this kind judged on some of these test rows, this one included

@@ -60,6 +60,7 @@ def train_agent(
         episode_bars=context.episode_bars,
         reward_scale=model.reward_scale,
         generator=generator,
+        compiled=context.compiled,
     )
     return train_in(
         market,

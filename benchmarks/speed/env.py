@@ -1,0 +1,176 @@
+"""G1, G3, G4: steps of the market by itself, on a tape of actions.
+
+Ours is the step compiled for a fixed number of accounts, ``UNROLLED`` bars in one kernel: between the bars of a tape
+nothing leaves the registers. Windows are rows of a view of the series. The plain step is measured along with it.
+"""
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tensordict import TensorDict
+from torch import Tensor
+from torchrl.envs import FinancialRegimeEnv
+
+from benchmarks.speed.measure import Figure, in_turn, seconds
+from benchmarks.speed.peer import Peer
+from trade_agent.envs.market import MarketRules, MarketSeries, MarketState, reset, step
+
+Play = Callable[[MarketState, Tensor], tuple[MarketState, Tensor, Tensor]]
+WINDOW = 30
+UNROLLED = 4
+FREE = {"commission_bps": 0.0, "half_spread_bps": 0.0, "slippage_bps": 0.0, "borrow_rate": 0.0, "financing_rate": 0.0}
+
+
+def random_walk(num_bars: int) -> MarketSeries:
+    close = 100.0 * np.exp(np.cumsum(0.002 * np.random.default_rng(0).standard_normal((num_bars, 1)), axis=0))
+    opens = np.concatenate((close[:1], close[:-1]))
+    return MarketSeries(torch.tensor(opens), torch.tensor(close), torch.ones(num_bars, 1, dtype=torch.bool))
+
+
+def tape_player(series: MarketSeries, rules: MarketRules) -> Play:
+    """play(state, actions [S, N, 1]) -> state, equity [S, N] and bar [S, N] after each step."""
+
+    def play(state: MarketState, actions: Tensor) -> tuple[MarketState, Tensor, Tensor]:
+        equity, bar = [], []
+        for action in actions.unbind(0):
+            state, result = step(series, rules, state, action)
+            equity.append(result.equity)
+            bar.append(state.t)
+        return state, torch.stack(equity), torch.stack(bar)
+
+    return play
+
+
+def measure(repeats: int) -> None:
+    against_gym_anytrading(repeats)
+    against_torchrl(repeats)
+    absolute(repeats)
+
+
+def against_gym_anytrading(repeats: int, num_bars: int = 5000, num_envs: int = 4096) -> None:
+    series = random_walk(num_bars)
+    # It trades at the close of the bar after the decision, long or flat.
+    rules = MarketRules(fill="next_close", allow_short=False, maintenance=0.0, **FREE)
+    tape = np.random.default_rng(1).integers(0, 2, num_bars)
+    with tempfile.TemporaryDirectory() as folder, Peer("gym_anytrading") as peer:
+        path = str(Path(folder, "tape.npz"))
+        np.savez(path, close=series.close[:, 0].numpy(), actions=tape)
+        versions = peer.ask("load", path=path, window=WINDOW)
+        answer = peer.ask("play")
+        steps = answer["steps"]
+        agrees = _same_profits(series, rules, tape[:steps], answer["profits"])
+        closes = series.close.float()
+        features = torch.cat((closes, closes.diff(dim=0, prepend=closes[:1])), dim=1)
+        for name, table, target in (("with windows", features, 50.0), ("index only", None, 150.0)):
+            for compiled in (True, False):
+                ours = _Steps(series, rules, table, num_envs, compiled, WINDOW)
+                side, other = in_turn(ours.run, lambda: peer.ask("play")["seconds"], repeats)
+                _rate(
+                    f"G1 market against gym-anytrading, {name}, {num_envs} accounts{'' if compiled else ', eager'}",
+                    ours.steps / side,
+                    steps / other,
+                    peer_name="gym-anytrading",
+                    target=target if compiled else None,
+                    agrees=agrees,
+                    versions=versions,
+                )
+
+
+def _same_profits(series: MarketSeries, rules: MarketRules, tape: np.ndarray, profits: list[float]) -> bool:
+    """Whether equity is its profit at every step after which nothing is held: between these it does not mark.
+
+    It multiplies up to thousands of trades in float32, hence the tolerance.
+    """
+    state = reset(series, rules, torch.tensor([WINDOW]), torch.tensor([series.num_bars - 1]))
+    for action, profit in zip(tape, profits, strict=True):
+        state, result = step(series, rules, state, torch.tensor([[2.0 * float(action) - 1.0]]))
+        flat = float(result.weights.abs()) == 0.0
+        if flat and abs(float(result.equity) / rules.initial_equity / profit - 1.0) > 1e-4:
+            return False
+    return True
+
+
+class _Steps:
+    """Runs of ``steps`` account steps of a tape, with windows of ``features`` [T, F] unless they are None."""
+
+    def __init__(
+        self,
+        series: MarketSeries,
+        rules: MarketRules,
+        features: Tensor | None,
+        num_envs: int,
+        compiled: bool,
+        window: int = 1,
+    ) -> None:
+        torch.compiler.reset()
+        play = tape_player(series, rules)
+        self._play = torch.compile(play, fullgraph=True, dynamic=False) if compiled else play
+        self._windows = None if features is None else features.unfold(0, window, 1).transpose(1, 2)
+        self._lag = window - 1
+        blocks = 4_000_000 // (num_envs * UNROLLED * (1 if compiled else 4))
+        blocks = min(blocks, (series.num_bars - WINDOW - 1) // (2 * UNROLLED))
+        generator = torch.Generator().manual_seed(2)
+        last_start = series.num_bars - 1 - blocks * UNROLLED
+        start = torch.randint(WINDOW - 1, last_start, (num_envs,), generator=generator)
+        self._state = reset(series, rules, start, torch.full_like(start, series.num_bars - 1))
+        self._actions = torch.rand(blocks, UNROLLED, num_envs, 1, generator=generator) * 2.0 - 1.0
+        self.steps = blocks * UNROLLED * num_envs
+
+    def run(self) -> float:
+        return seconds(self._all)
+
+    def _all(self) -> None:
+        state = self._state
+        for actions in self._actions:
+            state, _, bar = self._play(state, actions)
+            if self._windows is not None:
+                self._windows.index_select(0, (bar - self._lag).flatten())
+
+
+def against_torchrl(repeats: int, num_envs: int = 4096, num_steps: int = 100) -> None:
+    env = FinancialRegimeEnv()
+    # Its reset takes the length of the window for a number, and fails on a batch: the state is set up by hand.
+    start = TensorDict(
+        {
+            "price_history": 100.0 * torch.randn(num_envs, 50).mul(0.0126).cumsum(-1).exp(),
+            "current_holdings": torch.zeros(num_envs, 1, dtype=torch.bool),
+            "entry_price": torch.zeros(num_envs, 1),
+            "step_count": torch.zeros(num_envs, dtype=torch.long),
+            "params": env.gen_params(batch_size=[num_envs])["params"],
+        },
+        batch_size=[num_envs],
+    )
+    actions = torch.randint(3, (num_steps, num_envs, 1))
+
+    def peer() -> None:
+        data = start
+        for action in actions:
+            data = env.step(data.set("action", action))["next"]
+
+    series = random_walk(100_000)
+    ours = _Steps(series, MarketRules(), series.close.float(), num_envs, compiled=True, window=50)
+    side, other = in_turn(ours.run, lambda: seconds(peer), repeats)
+    _rate(
+        f"G3 market against FinancialRegimeEnv, windows of 50, {num_envs} accounts",
+        ours.steps / side,
+        num_steps * num_envs / other,
+        peer_name="TorchRL FinancialRegimeEnv",
+        target=8.0,
+        remark="its prices are drawn as it goes and its rewards are shaped: no common trajectory to compare",
+    )
+
+
+def absolute(repeats: int) -> None:
+    for compiled, num_envs in ((True, 4096), (True, 16384), (False, 16384)):
+        ours = _Steps(random_walk(100_000), MarketRules(), None, num_envs, compiled)
+        side, _ = in_turn(ours.run, lambda: 0.0, repeats)
+        name = f"G4 market, state only, all costs, {num_envs} accounts{'' if compiled else ', eager'}"
+        Figure(figure=name, unit="env steps/s", ours=ours.steps / side, target=2e7 if compiled else None).print()
+
+
+def _rate(figure: str, ours: float, peer: float, **fields: Any) -> None:
+    Figure(figure=figure, unit="env steps/s", ours=ours, peer=peer, ratio=ours / peer, **fields).print()

@@ -1,0 +1,65 @@
+"""Two sides measured in turn, and the JSON line of what came out."""
+
+import json
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from benchmarks.machine import machine
+
+
+def seconds(run: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    run()
+    return time.perf_counter() - started
+
+
+def in_turn(ours: Callable[[], float], peer: Callable[[], float], repeats: int) -> tuple[float, float]:
+    """Median seconds of both sides, ours and peer's by turns after one run each that does not count.
+
+    Each callable says how long its run took: what a side prepares is not measured.
+    """
+    ours()
+    peer()
+    pairs = [(ours(), peer()) for _ in range(repeats)]
+    return statistics.median(pair[0] for pair in pairs), statistics.median(pair[1] for pair in pairs)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Figure:
+    """One line of the output. ``ratio`` is how many times faster we are; ``agrees`` False makes it void.
+
+    agrees None: there is nothing that both sides compute alike; ``remark`` says why.
+    """
+
+    figure: str
+    unit: str
+    ours: float
+    peer: float | None = None
+    peer_name: str | None = None
+    ratio: float | None = None
+    target: float | None = None
+    agrees: bool | None = None
+    versions: dict[str, str] | None = None
+    remark: str = ""
+
+    def print(self) -> None:
+        line = {
+            "figure": self.figure,
+            "unit": self.unit,
+            "ours": _rounded(self.ours),
+            "peer": _rounded(self.peer),
+            "peer_name": self.peer_name,
+            "ratio": None if self.agrees is False else _rounded(self.ratio),
+            "target": self.target,
+            "agrees": self.agrees,
+            "device": "cpu",
+            "threads": 1,
+            "versions": machine() | (self.versions or {}),
+        }
+        print(json.dumps(line | ({"remark": self.remark} if self.remark else {})), flush=True)
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else float(f"{value:.4g}")

@@ -1,0 +1,177 @@
+"""What G9 and G10 share: one gradient step, drawing its batch included, on the same net and transitions everywhere."""
+
+import tempfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torchrl.data import LazyTensorStorage
+from torchrl.data import ReplayBuffer as TorchRLReplayBuffer
+from torchrl.objectives import LossModule, SoftUpdate
+
+from benchmarks.speed.measure import Figure, in_turn, seconds
+from benchmarks.speed.peer import Peer
+from trade_agent.agents.base import transition_batch
+from trade_agent.agents.replay import ReplayBuffer, Transitions
+from trade_agent.agents.sac import SAC
+from trade_agent.agents.td3 import TD3
+from trade_agent.training.reinforcement import observed_batch
+
+HIDDEN, BATCH, FEATURES, PRIVATE = [256, 256], 256, 32, 6
+ROWS = 10_000
+UPDATES = 50  # in one run
+Arrays = dict[str, np.ndarray]
+
+
+class Data(NamedTuple):
+    """A replay buffer over a table of features [T, F], and the same transitions with their observations."""
+
+    table: Tensor
+    replay: ReplayBuffer
+    transitions: Transitions
+
+    def observe(self, t: Tensor, private: Tensor) -> Tensor:
+        return torch.cat((self.table.index_select(0, t), private), dim=-1)
+
+    def arrays(self, rows: int = ROWS) -> Arrays:
+        data = Transitions(*(value[:rows] for value in self.transitions[:-1]))
+        return {
+            "observation": self.observe(data.t, data.private).numpy(),
+            "next_observation": self.observe(data.t + 1, data.next_private).numpy(),
+            "action": data.action.numpy(),
+            "reward": data.reward.numpy(),
+            "terminated": data.terminated.numpy(),
+        }
+
+
+def make_data() -> Data:
+    generator = torch.Generator().manual_seed(0)
+    table = torch.randn(ROWS + 1, FEATURES, generator=generator)
+    transitions = Transitions(
+        t=torch.arange(ROWS, dtype=torch.int32),
+        private=torch.randn(ROWS, PRIVATE, generator=generator),
+        action=torch.rand(ROWS, 1, generator=generator) * 1.8 - 0.9,
+        reward=torch.randn(ROWS, generator=generator),
+        terminated=torch.rand(ROWS, generator=generator) < 0.05,
+        next_private=torch.randn(ROWS, PRIVATE, generator=generator),
+    )
+    replay = ReplayBuffer(capacity=ROWS, private_dim=PRIVATE, action_dim=1)
+    replay.extend(transitions)
+    return Data(table, replay, transitions)
+
+
+def measure_updates(
+    figure: str, agent: SAC | TD3, loss: LossModule, *, targets: tuple[float, float | None], repeats: int
+) -> None:
+    """Against Stable-Baselines3 and against TorchRL's loss module with its own replay buffer."""
+    data, generator = make_data(), torch.Generator().manual_seed(1)
+
+    def ours() -> float:
+        return seconds(
+            lambda: [
+                agent.update(observed_batch(data.replay.sample(BATCH, generator), data.observe)) for _ in range(UPDATES)
+            ]
+        )
+
+    with tempfile.TemporaryDirectory() as folder, Peer("stable_baselines3") as peer:
+        agrees = losses_agree(agent, data, peer, Path(folder))
+        path = _save(Path(folder, "transitions.npz"), data.arrays())
+        versions = peer.ask("off_policy", algorithm=agent.name, path=path, hidden=HIDDEN)
+        side, other = in_turn(ours, lambda: peer.ask("updates", count=UPDATES, batch_size=BATCH), repeats)
+        _line(figure, side, other, "Stable-Baselines3", targets[0], agrees, versions)
+    theirs = torchrl_updates(loss, data)
+    side, other = in_turn(ours, lambda: seconds(theirs), repeats)
+    _line(figure, side, other, "TorchRL loss module", targets[1], True, None)
+
+
+def losses_agree(agent: SAC | TD3, data: Data, peer: Peer, folder: Path) -> bool:
+    """Losses of one batch with our weights in the peer's networks, nothing drawn: no noise, no entropy."""
+    quiet = type(agent)(**{key: value for key, value in _quiet_spec(agent).items() if key != "name"})
+    weights = peer_weights(quiet)
+    if isinstance(quiet, SAC):
+        with torch.no_grad():  # a deviation of exp(-20)
+            last = quiet.policy.network[-1]
+            last.weight[1:], last.bias[1:] = 0.0, -20.0
+        weights = peer_weights(quiet)
+    path = _save(folder / "batch.npz", data.arrays(BATCH))
+    answer = peer.ask(
+        "losses", algorithm=quiet.name, path=path, hidden=HIDDEN, weights=_save(folder / "weights.npz", weights)
+    )
+    batch = transition_batch(**{key: torch.as_tensor(value) for key, value in data.arrays(BATCH).items()})
+    if isinstance(quiet, SAC):
+        losses = quiet.losses(batch)
+        actor, critic = losses.actor, 0.5 * losses.critic  # Stable-Baselines3 halves the sum of both critics
+    else:
+        actor, critic = quiet.actor_loss(batch), quiet.critic_loss(batch)[0]
+    pairs = ((float(actor), answer["actor"]), (float(critic), answer["critic"]))
+    return all(abs(mine - other) <= 1e-5 * max(1.0, abs(other)) for mine, other in pairs)
+
+
+def _quiet_spec(agent: SAC | TD3) -> dict[str, Any]:
+    return agent.spec() | ({"initial_alpha": 1e-8} if agent.name == "sac" else {"target_noise": 0.0})
+
+
+def peer_weights(agent: SAC | TD3) -> Arrays:
+    """Our weights under the names of Stable-Baselines3's policies; its targets start equal, as ours do."""
+    named: dict[str, Tensor] = {}
+
+    def add(prefix: str, network: nn.Module) -> None:
+        named.update({f"{prefix}.{key}": value for key, value in network.state_dict().items()})
+
+    for index in range(2):
+        add(f"critic.qf{index}", agent.critic.member(index))
+        add(f"critic_target.qf{index}", agent.target_critic.member(index))
+    if isinstance(agent, SAC):
+        *trunk, last = agent.policy.network
+        add("actor.latent_pi", nn.Sequential(*trunk))
+        for name, rows in (("mu", slice(0, 1)), ("log_std", slice(1, 2))):
+            named |= {f"actor.{name}.weight": last.weight[rows], f"actor.{name}.bias": last.bias[rows]}
+    else:
+        add("actor.mu", agent.actor)
+        add("actor_target.mu", agent.target_actor)
+    return {key: value.detach().numpy() for key, value in named.items()}
+
+
+def torchrl_updates(loss: LossModule, data: Data) -> Any:
+    """The loop of TorchRL's examples: sample, losses, one backward pass, Adam, SoftUpdate."""
+    batch = transition_batch(**{key: torch.as_tensor(value) for key, value in data.arrays().items()})
+    replay = TorchRLReplayBuffer(storage=LazyTensorStorage(ROWS), batch_size=BATCH)
+    replay.extend(batch)
+    optimizer = torch.optim.Adam(loss.parameters(), lr=3e-4)
+    follow = SoftUpdate(loss, eps=0.995)
+    delay = 2 if "loss_alpha" not in loss.out_keys else 1
+
+    def run() -> None:
+        for index in range(UPDATES):
+            losses = loss(replay.sample())
+            names = [
+                str(key) for key in losses if key.startswith("loss_") and (index % delay == 0 or key != "loss_actor")
+            ]
+            optimizer.zero_grad()
+            sum(losses[name] for name in names).backward()
+            optimizer.step()
+            if index % delay == 0:
+                follow.step()
+
+    return run
+
+
+def _save(path: Path, arrays: Arrays) -> str:
+    np.savez(path, **arrays)
+    return str(path)
+
+
+def _line(figure: str, ours: float, peer: float, name: str, target: float | None, agrees: bool, versions: Any) -> None:
+    Figure(
+        figure=f"{figure}, batch {BATCH}, {HIDDEN}, against {name}",
+        unit="ms/update",
+        ours=1e3 * ours / UPDATES,
+        peer=1e3 * peer / UPDATES,
+        peer_name=name,
+        ratio=peer / ours,
+        target=target,
+        agrees=agrees,
+        versions=versions,
+    ).print()

@@ -1,0 +1,13 @@
+"""G9: the SAC update."""
+
+import torch
+
+from benchmarks.speed.off_policy import FEATURES, HIDDEN, PRIVATE, measure_updates
+from trade_agent.agents.sac import SAC
+from trade_agent.agents.torchrl_modules import sac_loss
+
+
+def measure(repeats: int) -> None:
+    torch.manual_seed(0)
+    agent = SAC(observation_dim=FEATURES + PRIVATE, action_dim=1, hidden_dims=HIDDEN)
+    measure_updates("G9 SAC update", agent, sac_loss(agent), targets=(1.4, 1.9), repeats=repeats)
