@@ -1,4 +1,4 @@
-"""The Hydra door: `python train.py stage=hybrid model=sac [key=value ...]`, `-m` for sweeps."""
+"""The Hydra door: `python train.py stage=hybrid model=sac [key=value ...]`, `-m` for sweeps, `resume=FOLDER`."""
 
 import os
 import sys
@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from trade_agent.config.load import default_command, load_config
 from trade_agent.config.store import register_schemas
 from trade_agent.console import exit_code_of, hydra_job
+from trade_agent.errors import ConfigError
 
 register_schemas()
 
@@ -33,5 +34,22 @@ def run(cfg: DictConfig) -> float:
     return float(result.objective["value"])
 
 
+def resume(folder: str) -> None:
+    """`python train.py resume=FOLDER`: config and identity come from the folder, so Hydra has nothing to compose."""
+    from trade_agent.training.unified_manager import resume_run
+
+    print(resume_run(Path(folder)).headline)
+
+
+def main() -> None:
+    folders = [argument.removeprefix("resume=") for argument in sys.argv[1:] if argument.startswith("resume=")]
+    if folders and len(sys.argv) > 2:
+        raise ConfigError("resume= takes everything from the folder of the run", "leave the other arguments away")
+    if folders:
+        resume(folders[0])
+    else:
+        run()
+
+
 if __name__ == "__main__":
-    sys.exit(exit_code_of(run))
+    sys.exit(exit_code_of(main))

@@ -250,6 +250,16 @@ def import_file(
 
 
 @app.command()
+def resume(
+    folder: Annotated[Path, typer.Argument(help="Folder of a run that was stopped, such as outputs/hybrid/...")],
+) -> None:
+    """Go on with a run that was stopped, from its last checkpoint; the same as `python train.py resume=FOLDER`."""
+    from trade_agent.training.unified_manager import resume_run
+
+    print(resume_run(folder).headline)
+
+
+@app.command()
 def reproduce(
     reference: Annotated[str, typer.Argument(help="An id, hybrid@latest, hybrid@best, hybrid@1.0.0, ...")],
     as_json: Json = False,

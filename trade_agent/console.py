@@ -12,7 +12,7 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from trade_agent.config.load import explain
-from trade_agent.errors import ConfigError, TradeAgentError
+from trade_agent.errors import ConfigError, StoppedError, TradeAgentError
 
 EXIT_OK, EXIT_FAILED, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 0, 1, 2, 130
 # What Hydra itself leaves in a run folder before any of our code runs.
@@ -20,7 +20,7 @@ HYDRA_LEFTOVERS = {".hydra", "train.log"}
 
 
 def exit_code_of(run: Callable[[], object]) -> int:
-    """Call `run` and return the exit code: 0, 1 failed, 2 the input was wrong, 130 interrupted.
+    """Call `run` and return the exit code: 0, 1 failed, 2 the input was wrong, 130 interrupted, 143 or 75 stopped.
 
     The errors of this project and of Hydra become one line on stderr; anything else is a defect and keeps its
     traceback.
@@ -59,14 +59,14 @@ def hydra_job(run_dir: Path, *, sweep: bool) -> Iterator[None]:
     except TradeAgentError as error:
         if error.exit_code == EXIT_BAD_INPUT:
             discard(run_dir)
-        if sweep:
+        if sweep and not isinstance(error, StoppedError):
             raise
         raise SystemExit(report(error)) from error
 
 
 def report(error: TradeAgentError) -> int:
     """Print the one line, return the exit code."""
-    print(f"error: {error}", file=sys.stderr)
+    print(error if isinstance(error, StoppedError) else f"error: {error}", file=sys.stderr)
     return error.exit_code
 
 

@@ -52,3 +52,7 @@ class CheckpointError(TradeAgentError):
 
 class TrainingDivergedError(TradeAgentError):
     """A loss or a weight became NaN or infinite."""
+
+
+class StoppedError(TradeAgentError):
+    """A signal asked the run to stop, and its state is in a checkpoint. ``exit_code`` follows the signal."""

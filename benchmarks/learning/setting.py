@@ -12,6 +12,7 @@ from torch import Tensor
 from trade_agent.config.load import compose_config, load_config
 from trade_agent.config.schema import TrainingConfig
 from trade_agent.envs.market import MarketRules, MarketSeries, account_observation, reset, step
+from trade_agent.training.checkpoint import no_checkpoints
 from trade_agent.training.dataset import build_dataset, load_data
 from trade_agent.training.progress import ProgressReporter
 from trade_agent.training.stages.context import StageContext
@@ -41,6 +42,7 @@ def stage_context(config: TrainingConfig, *, window_bars: int, horizons: list[in
         compiled=config.device.compile,
         progress=ProgressReporter(),
         folder=folder,
+        checkpoints=no_checkpoints(),
         num_trials=1,
     )
 

@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 from trade_agent.config.load import compose_config, load_config
 from trade_agent.config.schema import StepConfig, TrainingConfig
 from trade_agent.envs.market import MarketRules, MarketSeries
+from trade_agent.training.checkpoint import no_checkpoints
 from trade_agent.training.dataset import MarketDataset
 from trade_agent.training.results import TrainingResult
 from trade_agent.training.stages import cnn_lstm, trading
@@ -142,6 +143,7 @@ class Trained:
             compiled=config.device.compile,
             progress=self.manager.progress,
             folder=folder,
+            checkpoints=no_checkpoints(),
             num_trials=1,
         )
 

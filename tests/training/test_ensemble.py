@@ -117,7 +117,7 @@ def test_the_gate_learns_which_member_is_right(trained: Any, two_regimes: Any, t
     model = EnsembleModel(name="ensemble", combiner="gate", gate_hidden_sizes=[8], gate_learning_rate=0.05)
     long, short = constant(1.0), constant(-1.0)
     torch.manual_seed(0)
-    gate, state, history = train_gate(context, model, [long, short], two_regimes.split.train)
+    gate, state, history = train_gate(context, model, [long, short], two_regimes.split.train, torch.Generator())
     regimes = torch.tensor([[1.0], [-1.0]])
     rising, falling = gate.weights(regimes)
     assert float(rising[0].detach()) > 0.9

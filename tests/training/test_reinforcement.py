@@ -19,6 +19,7 @@ from trade_agent.envs.batched import Experience, TrainingMarket
 from trade_agent.envs.market import MarketRules, MarketSeries, MarketState, account_observation, step
 from trade_agent.errors import TrainingDivergedError
 from trade_agent.training import reinforcement
+from trade_agent.training.checkpoint import no_checkpoints
 from trade_agent.training.reinforcement import (
     Best,
     Hooks,
@@ -215,6 +216,7 @@ def run_off_policy(
         "env_steps_per_update": 4,
         "validation_checks": 3,
     }
+    generator = torch.Generator().manual_seed(2)
     env_steps = train_off_policy(
         agent,
         env=market,
@@ -222,8 +224,9 @@ def run_off_policy(
         observe=recorder.observe,
         learn=recorder.learn,
         batch_size=5,
-        generator=torch.Generator().manual_seed(2),
+        generator=generator,
         hooks=recorder.hooks(),
+        session=no_checkpoints().session("test", generator),
         **(arguments | changes),
     )
     return env_steps, replay, agent
@@ -358,14 +361,16 @@ def run_on_policy(
     recorder.agent = agent
     arguments: dict[str, Any] = {"total_env_steps": 130, "rollout_steps": 10, "epochs": 2, "batch_size": 25}
     arguments["learning_rate_schedule"] = "constant"
+    generator = torch.Generator().manual_seed(2)
     env_steps = train_on_policy(
         agent,
         env=market,
         observe=recorder.observe,
         learn=recorder.learn,
         validation_checks=2,
-        generator=torch.Generator().manual_seed(2),
+        generator=generator,
         hooks=recorder.hooks(),
+        session=no_checkpoints().session("test", generator),
         **(arguments | changes),
     )
     return env_steps, agent

@@ -12,6 +12,7 @@ from trade_agent.errors import TrainingDivergedError
 from trade_agent.networks.cnn_lstm import CNNLSTM, Forecast
 from trade_agent.networks.encoders import build_table
 from trade_agent.training import supervised
+from trade_agent.training.checkpoint import no_checkpoints
 from trade_agent.training.supervised import (
     FitResult,
     FitSettings,
@@ -147,7 +148,7 @@ def planted_market(num_bars: int = 1200) -> tuple[Tensor, Targets]:
 
 def fit(network: CNNLSTM, fitted: FitSettings, seed: int = 0) -> tuple[FitResult, Tensor, Targets, Tensor]:
     series, targets = planted_market()
-    validation = samples(range(820, 1190), targets.valid)
+    validation, generator = samples(range(820, 1190), targets.valid), torch.Generator().manual_seed(seed)
     result = fit_forecaster(
         network,
         series=series,
@@ -155,7 +156,8 @@ def fit(network: CNNLSTM, fitted: FitSettings, seed: int = 0) -> tuple[FitResult
         train=samples(range(3, 799), targets.valid),
         validation=validation,
         settings=fitted,
-        generator=torch.Generator().manual_seed(seed),
+        generator=generator,
+        session=no_checkpoints().session("test", generator),
     )
     return result, series, targets, validation
 
@@ -217,6 +219,7 @@ def test_a_loss_that_is_not_finite_ends_training(bad_row: int, message: str) -> 
             validation=validation,
             settings=settings(),
             generator=torch.Generator().manual_seed(0),
+            session=no_checkpoints().session("test", torch.Generator()),
         )
 
 

@@ -132,7 +132,7 @@ def test_a_failure_keeps_what_is_finished_and_the_same_command_goes_on(
     assert error.keys() == {"stage", "error", "message", "remedy", "resume", "time"}
     assert (error["stage"], error["error"]) == ("hybrid_td3", "TrainingDivergedError")
     assert (error["message"], error["remedy"]) == ("loss is nan", "lower it")
-    assert error["resume"] == "python train.py stage=hybrid model=td3"
+    assert error["resume"] == f"python train.py resume={folder}"
     assert not (folder / "result.json").exists()
     registry = ModelRegistry(tmp_path / "models")
     kept = [registry.get(f"{name}@latest").model_id for name in ("cnn_lstm", "td3")]

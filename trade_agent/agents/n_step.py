@@ -4,6 +4,7 @@ Shapes: N environments, K private state, A action dimensions.
 """
 
 from collections import deque
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,6 +24,14 @@ class NStepWindow:
     def __init__(self, n_step: int, gamma: float) -> None:
         self.gamma = gamma
         self._steps: deque[tuple[Transitions, Tensor]] = deque(maxlen=n_step)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The steps that are not complete yet, for resuming a run."""
+        return {"steps": [[*step, done] for step, done in self._steps]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._steps.clear()
+        self._steps.extend((Transitions(*values[:-1]), values[-1]) for values in state["steps"])
 
     def add(self, step: Transitions, truncated: Tensor) -> Transitions | None:
         """One step of all environments, ``truncated`` [N]; returns the transitions that started ``n_step`` - 1 steps

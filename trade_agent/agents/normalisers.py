@@ -64,15 +64,15 @@ class RewardNormaliser(nn.Module):
         super().__init__()
         self.gamma = gamma
         self.moments = RunningMoments() if enabled else None
-        self._returns: Tensor | float = 0.0  # of the episodes under way [N]; a new run starts new ones
+        self.running_returns: Tensor | float = 0.0  # of the episodes under way [N]; a new run starts new ones
 
     @torch.no_grad()
     def update(self, reward: Tensor, done: Tensor) -> None:
         """Takes in one step of all environments, reward and done [N]; done ends the sum, terminated or truncated."""
         if self.moments is not None:
-            returns = reward + self.gamma * self._returns
+            returns = reward + self.gamma * self.running_returns
             self.moments.update(returns)
-            self._returns = torch.where(done, 0.0, returns)
+            self.running_returns = torch.where(done, 0.0, returns)
 
     def forward(self, reward: Tensor) -> Tensor:
         if self.moments is None:

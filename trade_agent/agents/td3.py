@@ -173,8 +173,8 @@ class TD3(nn.Module):
         }
 
     def optimizer_state(self) -> dict[str, Any]:
-        return {"optimizer": self.optimizer.state_dict(), "updates": self.updates}
+        return {"optimizer": self.optimizer.state_dict(), "updates": self.updates, "loss_actor": self._loss_actor}
 
     def load_optimizer_state(self, state: dict[str, Any]) -> None:
         self.optimizer.load_state_dict(state["optimizer"])
-        self.updates = int(state["updates"])
+        self.updates, self._loss_actor = int(state["updates"]), state["loss_actor"].to(self._loss_actor.device)

@@ -136,7 +136,8 @@ def from_content(values: dict[str, Any]) -> TrainingConfig:
     if missing:
         raise ConfigError(f"{', '.join(missing)} came from the environment and was not stored", "train it by command")
     stage, model = values["stage"]["name"], values["model"]["name"]
-    cfg = compose_config([f"stage={stage}", *([f"model={model}"] if model in schema.ALGORITHMS else [])])
+    env = ["env=gymnasium"] if "id" in values["env"] else []
+    cfg = compose_config([f"stage={stage}", *([f"model={model}"] if model in schema.ALGORITHMS else []), *env])
     _drop_unknown(cfg, values)
     try:
         cfg = OmegaConf.merge(cfg, values)  # type: ignore[assignment]
@@ -152,6 +153,20 @@ def from_content(values: dict[str, Any]) -> TrainingConfig:
             "use the version it was stored by",
         )
     return config
+
+
+def from_snapshot(values: dict[str, Any]) -> TrainingConfig:
+    """The config of a run from its ``snapshot``, under the same run id. Raises ConfigError as ``from_content`` does."""
+    own = {name: values[name] for name in ("paths", "registry", "notes", "tags")}
+    config = from_content({name: value for name, value in values.items() if name not in (*own, "run_id")})
+    return dataclasses.replace(
+        config,
+        paths=schema.PathsConfig(**own["paths"]),
+        registry=schema.RegistryConfig(**own["registry"]),
+        notes=own["notes"],
+        tags=own["tags"],
+        run_id=values["run_id"],
+    )
 
 
 def leaves(values: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -293,6 +293,8 @@ class TrainerConfig:
     joint_off_policy_env_steps: int = number(1, 10_000_000_000)
     gate_epochs: int = number(1, 1_000_000)
     validation_checks: int = number(1, 1000)
+    checkpoint_seconds: float = number(0.0, 86_400.0)
+    divergence_retries: int = number(0, 20)
 
 
 @dataclass(kw_only=True, slots=True)

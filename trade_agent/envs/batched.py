@@ -5,7 +5,7 @@ and of a private state [N, K]: buffers hold these two and never the observation.
 account; a task without a market has t = 0 throughout and its whole observation as private state.
 """
 
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -55,6 +55,10 @@ class BatchedEnv(Protocol):
     def private(self) -> Tensor: ...
 
     def step(self, action: Tensor) -> Experience: ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
 class TrainingMarket:
@@ -118,6 +122,15 @@ class TrainingMarket:
         )
         reward = result.reward * self.reward_scale
         return Experience(t, private, reward, result.terminated, result.truncated, next_private)
+
+    def state_dict(self) -> dict[str, Any]:
+        """All accounts, for resuming a run; the generator of the starts belongs to the caller."""
+        return self.state._asdict() | {"private": self.private}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        tensors = {name: value.to(self.device) for name, value in state.items()}
+        self.private = tensors.pop("private")
+        self.state = MarketState(**tensors)
 
 
 def advance(

@@ -92,6 +92,7 @@ class GymnasiumTasks:
         self.action_dim = size(self.envs.single_action_space)
         self.finished: list[float] = []
         self._running = np.zeros(num_envs)  # returns so far
+        self._actions = bytearray()  # every action so far, float32: no simulator tells its own state
         observation, _ = self.envs.reset(seed=seed)
         self.private = self._tensor(observation)
         self.t = torch.zeros(num_envs, dtype=torch.int64, device=self._device)
@@ -104,6 +105,7 @@ class GymnasiumTasks:
         """One step of every copy; `action` [N, A] in [-1, 1] means the range of the task's own action space."""
         box = self.envs.single_action_space
         assert isinstance(box, Box)
+        self._actions += action.to("cpu", torch.float32).numpy().tobytes()
         observation, reward, terminated, truncated, info = self.envs.step(rescale(action, box))
         self.private, private = self._tensor(observation), self.private
         next_private = self.private
@@ -124,6 +126,17 @@ class GymnasiumTasks:
             torch.tensor(truncated, device=self._device),
             next_private,
         )
+
+    def state_dict(self) -> dict[str, Any]:
+        """The actions so far, from which `load_state_dict` plays everything again."""
+        actions = torch.frombuffer(self._actions, dtype=torch.float32) if self._actions else torch.zeros(0)
+        return {"actions": actions.view(-1, self.num_envs, self.action_dim).clone()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """For a fresh object made with the same arguments. Takes the time of all steps so far, without the learning."""
+        for action in state["actions"]:
+            self.step(action.to(self._device))
+        self.finished.clear()
 
     def _tensor(self, observation: NDArray[Any]) -> Tensor:
         """[B, ...] -> [B, K] float32, a copy."""

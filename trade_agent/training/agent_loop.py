@@ -3,12 +3,14 @@
 from collections.abc import Callable
 
 import torch
+from torch import Tensor
 
 from trade_agent.agents.base import Agent
 from trade_agent.agents.ppo import PPO
 from trade_agent.agents.replay import ReplayBuffer
 from trade_agent.config.schema import AgentModel, OffPolicyModel, PpoModel
 from trade_agent.envs.batched import BatchedEnv
+from trade_agent.training.checkpoint import Session
 from trade_agent.training.progress import ProgressReporter
 from trade_agent.training.reinforcement import Hooks, Learn, Observe, train_off_policy, train_on_policy
 
@@ -29,9 +31,14 @@ def train_in(
     generator: torch.Generator,
     progress: ProgressReporter,
     label: str,
+    session: Session,
 ) -> tuple[int, History]:
-    """Run the loop of the agent's kind in `env`. Returns environment steps and the history of its metrics."""
+    """Run the loop of the agent's kind in `env`, or go on with it from the newest checkpoint of `session`.
+
+    Returns environment steps and the history of its metrics.
+    """
     history: History = {}
+    session.keep("history", lambda: pack_history(history), lambda state: history.update(unpack_history(state)))
     with progress.task(label, total_env_steps) as task:
 
         def record(env_steps: int, metrics: dict[str, float]) -> None:
@@ -54,6 +61,7 @@ def train_in(
                 validation_checks=validation_checks,
                 generator=generator,
                 hooks=hooks,
+                session=session,
             )
         else:
             assert isinstance(model, OffPolicyModel)
@@ -79,8 +87,18 @@ def train_in(
                 validation_checks=validation_checks,
                 generator=generator,
                 hooks=hooks,
+                session=session,
             )
     return env_steps, history
+
+
+def pack_history(history: History) -> dict[str, Tensor]:
+    """Tensors in place of lists: a long run has more values than a checkpoint may hold one by one."""
+    return {name: torch.tensor(values, dtype=torch.float64) for name, values in history.items()}
+
+
+def unpack_history(state: dict[str, Tensor]) -> History:
+    return {name: values.tolist() for name, values in state.items()}
 
 
 def loop_env_steps(model: AgentModel, *, on_policy: int, off_policy: int) -> int:

@@ -9,7 +9,7 @@ from typing import Self
 import torch
 
 from trade_agent import safe_io
-from trade_agent.errors import TradeAgentError
+from trade_agent.errors import StoppedError, TradeAgentError
 
 START = "start"  # no stage is being trained yet
 
@@ -18,12 +18,13 @@ class TrainingErrorHandler:
     """Context manager around a run.
 
     Once a stage is being trained, whatever ends the run leaves `error.json` in its folder: what went wrong, the remedy,
-    and the command that goes on from the stages that are registered already. Before that nothing was started: wrong
-    input (exit code 2) leaves no file. The error goes on to the caller, an OSError as a TradeAgentError of one line.
+    and the command that goes on from the last checkpoint. Before that nothing was started: wrong input (exit code 2)
+    leaves no file, and neither does a run that was asked to stop. The error goes on to the caller, an OSError as a
+    TradeAgentError of one line.
     """
 
-    def __init__(self, run_dir: Path, command: str) -> None:
-        self.run_dir, self.command = run_dir, command
+    def __init__(self, run_dir: Path, resume: str) -> None:
+        self.run_dir, self.resume = run_dir, resume
         self.stage = START
 
     def __enter__(self) -> Self:
@@ -32,7 +33,7 @@ class TrainingErrorHandler:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if error is None or self.stage == START:
+        if error is None or self.stage == START or isinstance(error, StoppedError):
             return
         if isinstance(error, TradeAgentError):
             error.exit_code = 1  # 2 would say that nothing was started
@@ -50,7 +51,7 @@ class TrainingErrorHandler:
             "error": type(error).__name__,
             "message": getattr(error, "message", None) or str(error),
             "remedy": getattr(error, "remedy", "") or remedy_of(error),
-            "resume": self.command,
+            "resume": self.resume,
             "time": datetime.now(UTC).isoformat(timespec="seconds"),
         }
 
@@ -60,5 +61,5 @@ def remedy_of(error: BaseException) -> str:
     if isinstance(error, MemoryError | torch.cuda.OutOfMemoryError):
         return "lower model.batch_size or model.num_envs"
     if isinstance(error, OSError):
-        return "check that the disk is writable and has room, then run the same command again"
-    return "run the same command again: stages that finished are found in the registry"
+        return "check that the disk is writable and has room, then resume"
+    return "resume: stages that finished are found in the registry, the one under way goes on from its checkpoint"

@@ -21,10 +21,12 @@ from trade_agent.config.schema import AgentModel, GymnasiumConfig, TrainingConfi
 from trade_agent.envs.gymnasium_tasks import Episodes, GymnasiumTasks, describe_task, play
 from trade_agent.registry.metadata import finite
 from trade_agent.training.agent_loop import History, loop_env_steps, train_in
+from trade_agent.training.checkpoint import Checkpoints
 from trade_agent.training.models import agent_spec, agent_to_state
 from trade_agent.training.progress import ProgressReporter
 from trade_agent.training.reinforcement import Best
 from trade_agent.training.report import write_history
+from trade_agent.training.resume import locked
 from trade_agent.training.stages.context import seed_everything
 
 # First seeds of episodes that no training sees: of the checks, by which a state is chosen, and of the final figure.
@@ -68,6 +70,7 @@ def run_reference(
     device: torch.device,
     environment: dict[str, Any],
     progress: ProgressReporter,
+    checkpoints: Checkpoints,
 ) -> ReferenceResult:
     """Train and evaluate; writes config.json, result.json, agent.pth, history.json and returns.png to `run_dir`.
 
@@ -77,9 +80,11 @@ def run_reference(
     assert isinstance(env_config, GymnasiumConfig)
     assert isinstance(model, AgentModel)
     describe_task(env_config.id)
-    run_dir.mkdir(parents=True, exist_ok=True)
-    safe_io.write_json(run_dir / "config.json", snapshot(config))
-    agent, env_steps, history, checks = train_task(config, env_config, model, device=device, progress=progress)
+    with locked(run_dir):
+        safe_io.write_json(run_dir / "config.json", snapshot(config))
+        agent, env_steps, history, checks = train_task(
+            config, env_config, model, device=device, progress=progress, checkpoints=checkpoints
+        )
     episodes = evaluate(agent, env_config.id, EVALUATION_SEEDS, env_config.evaluation_episodes, device)
     mean = float(episodes.returns.mean())
     safe_io.write_bytes(
@@ -111,6 +116,7 @@ def run_reference(
         artefacts=["config.json", "history.json", "agent.pth", "returns.png"],
     )
     safe_io.write_json(run_dir / "result.json", finite(dataclasses.asdict(result)))
+    checkpoints.remove()
     progress.say(f"{result.headline} (+- {result.metrics['std_return']:.1f} over {len(episodes.returns)} episodes)")
     return result
 
@@ -122,6 +128,7 @@ def train_task(
     *,
     device: torch.device,
     progress: ProgressReporter,
+    checkpoints: Checkpoints,
 ) -> tuple[Agent, int, History, list[tuple[int, float]]]:
     """The agent in the state that did best in a check, environment steps, history of the losses, the checks."""
     generator = seed_everything(config.seed, device, "reference", env_config.id, model.name)
@@ -134,7 +141,10 @@ def train_task(
     )
     spec = agent_spec(model, observation_dim=envs.private_dim, action_dim=envs.action_dim)
     agent = agent_from_spec(spec, device=device)
-    best, checks = Best(), []
+    best, checks = Best(), list[tuple[int, float]]()
+    session = checkpoints.session(model.name, generator)
+    session.keep("best", best.state_dict, best.load_state_dict)
+    session.keep("checks", lambda: list(checks), checks.extend)
 
     def check(env_steps: int) -> None:
         score = float(evaluate(agent, env_config.id, CHECK_SEEDS, env_config.check_episodes, device).returns.mean())
@@ -164,6 +174,7 @@ def train_task(
         generator=generator,
         progress=progress,
         label=f"{model.name} on {env_config.id}",
+        session=session,
     )
     envs.envs.close()
     assert best.state is not None

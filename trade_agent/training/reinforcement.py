@@ -21,6 +21,7 @@ from trade_agent.agents.replay import ReplayBuffer, Transitions
 from trade_agent.agents.rollout import RolloutBuffer
 from trade_agent.envs.batched import BatchedEnv
 from trade_agent.errors import TrainingDivergedError
+from trade_agent.training.checkpoint import Session
 
 Observe = Callable[[Tensor, Tensor], Tensor]  # bar index [B], private state [B, K] -> observation [B, O]
 Learn = Callable[[TensorDict], dict[str, Tensor]]  # one gradient step on a batch with observations
@@ -34,6 +35,12 @@ class Best:
     score: float = -math.inf
     state: dict[str, Any] | None = None
     env_steps: int = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"score": self.score, "state": self.state, "env_steps": self.env_steps}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.score, self.state, self.env_steps = state["score"], state["state"], state["env_steps"]
 
     def consider(self, score: float, state: Callable[[], dict[str, Any]], env_steps: int) -> None:
         if score > self.score:
@@ -59,17 +66,34 @@ class Hooks:
 
 
 class LearningRates:
-    """Rates of an optimizer over a run: ``constant``, or ``linear`` from what they are to zero at the end."""
+    """Rates of an optimizer over a run, ``factor`` times what they are: ``constant``, or ``linear`` down to zero."""
 
-    def __init__(self, optimizer: torch.optim.Optimizer, schedule: str) -> None:
-        self.groups, self.linear = optimizer.param_groups, schedule == "linear"
-        self.initial = [group["lr"] for group in self.groups]
+    def __init__(self, optimizer: torch.optim.Optimizer, schedule: str, factor: float) -> None:
+        self.optimizer, self.linear = optimizer, schedule == "linear"
+        self.initial = [group["lr"] * factor for group in optimizer.param_groups]
 
     def set(self, done: float) -> None:
         """Before the updates of a round; ``done`` is the fraction of the budget that earlier rounds have used."""
-        if self.linear:
-            for group, rate in zip(self.groups, self.initial, strict=True):
-                group["lr"] = rate * (1.0 - done)
+        for group, rate in zip(self.optimizer.param_groups, self.initial, strict=True):
+            group["lr"] = rate * (1.0 - done) if self.linear else rate
+
+
+def keep_agent(session: Session, agent: Agent) -> None:
+    """Make all of an agent that training changes part of the checkpoints."""
+
+    def get() -> dict[str, Any]:
+        return {
+            "networks": agent.state_dict(),
+            "optimizer": agent.optimizer_state(),
+            "running_returns": agent.reward_normaliser.running_returns,
+        }
+
+    def put(state: dict[str, Any]) -> None:
+        agent.load_state_dict(state["networks"])
+        agent.load_optimizer_state(state["optimizer"])
+        agent.reward_normaliser.running_returns = state["running_returns"]
+
+    session.keep("agent", get, put)
 
 
 def train_on_policy(
@@ -86,8 +110,11 @@ def train_on_policy(
     validation_checks: int,
     generator: torch.Generator,
     hooks: Hooks,
+    session: Session,
 ) -> int:
     """Collect a rollout, estimate advantages, go over it `epochs` times; returns the env steps that were made.
+
+    Takes up the newest checkpoint of `session`, and has a boundary after each round.
 
     Observations are normalised alike throughout a round, and take part in the statistics at its end: the first update
     must find the probabilities with which the actions were drawn.
@@ -101,9 +128,15 @@ def train_on_policy(
         device=device,
     )
     rounds = math.ceil(total_env_steps / (rollout_steps * env.num_envs))
-    rates = LearningRates(agent.optimizer, learning_rate_schedule)
-    env_steps = 0
-    for index in range(rounds):
+    rates = LearningRates(agent.optimizer, learning_rate_schedule, session.rate_factor)
+    done = {"rounds": 0}
+    keep_agent(session, agent)
+    session.keep("env", env.state_dict, env.load_state_dict)
+    session.keep("loop", lambda: dict(done), done.update)
+    session.restore()
+    env_steps = done["rounds"] * rollout_steps * env.num_envs
+    hooks.advance(env_steps)
+    for index in range(done["rounds"], rounds):
         rates.set(index / rounds)
         buffer.clear()
         while not buffer.full:
@@ -135,8 +168,11 @@ def train_on_policy(
                 seen_observations = observe(buffer.t.flatten().long(), buffer.private.flatten(0, 1))
             agent.observation_normaliser.update(seen_observations)
         hooks.metrics(env_steps, finite(metrics, env_steps))
-        if _due(index, rounds, validation_checks):
+        checked = _due(index, rounds, validation_checks)
+        if checked:
             hooks.check(env_steps)
+        done["rounds"] = index + 1
+        session.boundary(due=checked)
     return env_steps
 
 
@@ -167,19 +203,30 @@ def train_off_policy(
     validation_checks: int,
     generator: torch.Generator,
     hooks: Hooks,
+    session: Session,
 ) -> int:
     """Act, store, learn; uniformly random actions first unless the agent is trained already. Returns env steps.
+
+    Takes up the newest checkpoint of `session`, and has a boundary after each step of the environments.
 
     What is normalised is stored as it was seen, and normalised by the statistics of the day when it is learned from.
     """
     device = env.device
     rounds = math.ceil(total_env_steps / env.num_envs)
-    rates = LearningRates(agent.optimizer, learning_rate_schedule)
+    rates = LearningRates(agent.optimizer, learning_rate_schedule, session.rate_factor)
     window = NStepWindow(n_step, agent.gamma)
-    owed = 0.0
-    updates = 0
     metrics: dict[str, Tensor] = {}
-    for index in range(rounds):
+    done = {"rounds": 0, "updates": 0, "owed": 0.0}  # owed: updates that the steps so far call for
+    keep_agent(session, agent)
+    session.keep("env", env.state_dict, env.load_state_dict)
+    session.keep("replay", replay.state_dict, replay.load_state_dict)
+    session.keep("window", window.state_dict, window.load_state_dict)
+    session.keep("loop", lambda: dict(done), done.update)
+    session.keep("metrics", lambda: dict(metrics), metrics.update)
+    session.restore()
+    env_steps = int(done["rounds"]) * env.num_envs
+    hooks.advance(env_steps)
+    for index in range(int(done["rounds"]), rounds):
         env_steps = (index + 1) * env.num_envs
         with torch.no_grad():
             observation = observe(env.t, env.private)
@@ -198,15 +245,18 @@ def train_off_policy(
         hooks.advance(env.num_envs)
         if env_steps > warmup_env_steps and len(replay):
             rates.set(index / rounds)
-            owed += env.num_envs / env_steps_per_update
-            while owed >= 1.0:
-                metrics = learn(observed_batch(replay.sample(batch_size, generator), observe))
-                owed, updates = owed - 1.0, updates + 1
-                if updates % METRICS_EVERY == 0:
+            done["owed"] += env.num_envs / env_steps_per_update
+            while done["owed"] >= 1.0:
+                metrics.update(learn(observed_batch(replay.sample(batch_size, generator), observe)))
+                done["owed"], done["updates"] = done["owed"] - 1.0, done["updates"] + 1
+                if done["updates"] % METRICS_EVERY == 0:
                     hooks.metrics(env_steps, finite(metrics, env_steps))
-        if _due(index, rounds, validation_checks):
+        checked = _due(index, rounds, validation_checks)
+        if checked:
             hooks.check(env_steps)
-    if updates % METRICS_EVERY:
+        done["rounds"] = index + 1
+        session.boundary(due=checked)
+    if done["updates"] % METRICS_EVERY:
         hooks.metrics(env_steps, finite(metrics, env_steps))
     return rounds * env.num_envs
 

@@ -6,9 +6,9 @@ window that ends at t and its target the log return from close t to close t + h.
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from torch.nn import functional
 from trade_agent.errors import TrainingDivergedError
 from trade_agent.networks.cnn_lstm import CNNLSTM, Forecast, gather_windows
 from trade_agent.networks.encoders import build_table
+from trade_agent.training.checkpoint import Session
 
 TABLE_BATCH = 4096
 
@@ -101,6 +102,37 @@ class FitResult(NamedTuple):
     best_epoch: int
 
 
+@dataclass(slots=True, kw_only=True)
+class FitProgress:
+    """Where `fit_forecaster` is: the epoch, its order of samples and how many of them are done, and the best so far."""
+
+    total: Tensor  # [] sum of the losses of this epoch's samples
+    epoch: int = 0
+    order: Tensor | None = None  # [S] int64, None between two epochs
+    position: int = 0
+    train_loss: list[float] = field(default_factory=list)
+    validation_loss: list[float] = field(default_factory=list)
+    best_epoch: int = -1
+    best_loss: float = math.inf
+    best_state: dict[str, Tensor] | None = None
+
+    def end_epoch(self, train_loss: float, validation_loss: float, network: CNNLSTM) -> None:
+        """Take the losses down, and the weights where they are the best so far."""
+        self.train_loss.append(train_loss)
+        self.validation_loss.append(validation_loss)
+        if validation_loss < self.best_loss or self.best_state is None:
+            self.best_loss, self.best_epoch = validation_loss, self.epoch
+            self.best_state = {name: value.clone() for name, value in network.state_dict().items()}
+        self.epoch, self.order, self.position, self.total = self.epoch + 1, None, 0, torch.zeros_like(self.total)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {item.name: getattr(self, item.name) for item in fields(self)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for item in fields(self):
+            setattr(self, item.name, state[item.name])
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FitSettings:
     epochs: int
@@ -120,47 +152,54 @@ def fit_forecaster(
     validation: Tensor,
     settings: FitSettings,
     generator: torch.Generator,
+    session: Session,
     on_epoch: Callable[[int, float, float], None] = lambda epoch, train_loss, validation_loss: None,
 ) -> FitResult:
     """Train on the pairs `train` [S, 2], stop early on `validation`, leave the best epoch's weights in `network`.
 
+    Takes up the newest checkpoint of `session`, and has a boundary after each minibatch.
     Raises TrainingDivergedError when a loss is not finite.
     """
     optimizer = torch.optim.AdamW(
         network.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
     )
-    result = FitResult([], [], -1)
-    best_loss, best_state = math.inf, network.state_dict()
-    for epoch in range(settings.epochs):
+    progress = FitProgress(total=torch.zeros((), device=series.device))
+    session.keep("network", network.state_dict, network.load_state_dict)
+    session.keep("optimizer", optimizer.state_dict, optimizer.load_state_dict)
+    session.keep("progress", progress.state_dict, progress.load_state_dict)
+    session.restore()
+    for group in optimizer.param_groups:
+        group["lr"] = settings.learning_rate * session.rate_factor
+    while not session.finished:
         network.train()
-        total = torch.zeros((), device=series.device)
-        order = torch.randperm(len(train), generator=generator, device=generator.device)
-        for chunk in order.split(settings.batch_size):
+        if progress.order is None:
+            progress.order = torch.randperm(len(train), generator=generator, device=generator.device)
+        while progress.position < len(train):
+            chunk = progress.order[progress.position : progress.position + settings.batch_size]
             loss = _loss(network, series, targets, train[chunk], settings.direction_weight)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
             optimizer.step()
-            total += loss.detach() * len(chunk)
-        train_loss = float(total) / len(train)
+            progress.total += loss.detach() * len(chunk)
+            progress.position += len(chunk)
+            session.boundary()
+        train_loss = float(progress.total) / len(train)
         validation_loss = evaluate_loss(network, series, targets, validation, settings.direction_weight)
         if not math.isfinite(train_loss + validation_loss):
             raise TrainingDivergedError(
                 f"the forecaster's loss is {train_loss} on train rows and {validation_loss} on validation rows in "
-                f"epoch {epoch + 1}",
+                f"epoch {progress.epoch + 1}",
                 "lower model.learning_rate",
             )
-        result.train_loss.append(train_loss)
-        result.validation_loss.append(validation_loss)
-        on_epoch(epoch + 1, train_loss, validation_loss)
-        if validation_loss < best_loss:
-            best_loss, result = validation_loss, result._replace(best_epoch=epoch)
-            best_state = {name: value.clone() for name, value in network.state_dict().items()}
-        elif epoch - result.best_epoch >= settings.patience:
-            break
-    network.load_state_dict(best_state)
+        on_epoch(progress.epoch + 1, train_loss, validation_loss)
+        progress.end_epoch(train_loss, validation_loss, network)
+        if progress.epoch == settings.epochs or progress.epoch - 1 - progress.best_epoch >= settings.patience:
+            assert progress.best_state is not None
+            network.load_state_dict(progress.best_state)
+            session.finish()
     network.eval()
-    return result
+    return FitResult(progress.train_loss, progress.validation_loss, progress.best_epoch)
 
 
 def _loss(network: CNNLSTM, series: Tensor, targets: Targets, pairs: Tensor, direction_weight: float) -> Tensor:

@@ -10,12 +10,13 @@ from trade_agent import safe_io
 from trade_agent.config import schema
 from trade_agent.config.load import content, snapshot, with_run_id
 from trade_agent.config.schema import TrainingConfig
-from trade_agent.errors import ConfigError, RegistryError
+from trade_agent.errors import ConfigError, RegistryError, TrainingDivergedError
 from trade_agent.evaluation.grading import MODEL_KINDS, GradePolicy, policy_from_dict
 from trade_agent.registry.environment import describe_environment
 from trade_agent.registry.metadata import DataInfo, ModelMetadata, Objective, PreprocessorInfo, plain_hash
 from trade_agent.registry.signing import Signing
 from trade_agent.registry.store import ModelRegistry
+from trade_agent.training.checkpoint import Checkpoints
 from trade_agent.training.dataset import MarketDataset, build_dataset, load_data
 from trade_agent.training.device import DeviceManager
 from trade_agent.training.error_handler import TrainingErrorHandler
@@ -25,6 +26,8 @@ from trade_agent.training.progress import ProgressReporter
 from trade_agent.training.reference import ReferenceResult, run_reference
 from trade_agent.training.report import print_plan, print_result, write_history
 from trade_agent.training.results import TrainingResult
+from trade_agent.training.resume import continued, locked, resume_command, stored_config
+from trade_agent.training.signals import StopFlag, stop_on_signals
 from trade_agent.training.stages import cnn_lstm, ensemble, hybrid, rl
 from trade_agent.training.stages.context import Parent, StageContext, StageOutcome
 
@@ -48,8 +51,9 @@ class UnifiedTrainingManager:
     """
 
     def __init__(self, config: TrainingConfig, *, run_dir: Path | None = None, quiet: bool = False) -> None:
-        self.config = with_run_id(config)  # a config may be run twice: a run id names one run in the registry
         self.run_dir = run_dir or default_run_dir(config)
+        self.config = continued(config, self.run_dir) or with_run_id(config)  # a run id names one run in the registry
+        self.stop = StopFlag(resume_command(self.run_dir))
         self.progress = ProgressReporter(quiet)
         keys = config.registry.keys
         signing = Signing(config.registry.signing, Path(keys) if keys else None)
@@ -65,7 +69,10 @@ class UnifiedTrainingManager:
 
         With env=gymnasium that is one agent on one task, of which nothing is registered.
         """
-        with TrainingErrorHandler(self.run_dir, self.config.command) as handler:
+        with (
+            TrainingErrorHandler(self.run_dir, self.stop.resume) as handler,
+            stop_on_signals(self.stop),
+        ):
             if isinstance(self.config.env, schema.GymnasiumConfig):
                 return run_reference(
                     self.config,
@@ -73,6 +80,7 @@ class UnifiedTrainingManager:
                     device=self.devices.device,
                     environment=self.environment,
                     progress=self.progress,
+                    checkpoints=self._checkpoints("reference"),
                 )
             return self._train_model(handler)
 
@@ -83,12 +91,13 @@ class UnifiedTrainingManager:
         require_parents(plan, self.config)
         check_writable(Path(self.config.paths.models))
         self.registry.signing.check(self.registry.root, writes=True)
-        self.run_dir.mkdir(parents=True, exist_ok=True)
-        self._write_run_files(dataset, plan)
-        for planned in plan.stages:
-            if planned.found is None:
-                handler.stage = planned.key
-                result, outcome = self.train_stage(planned, plan, dataset)
+        with locked(self.run_dir):
+            self._write_run_files(dataset, plan)
+            for planned in plan.stages:
+                if planned.found is None:
+                    self.stop.raise_stopped()
+                    handler.stage = planned.key
+                    result, outcome = self.train_stage(planned, plan, dataset)
         memory = self.devices.memory_used_bytes()
         print_result(self.progress, result, outcome.comparisons, memory, self.run_dir)
         return result
@@ -116,14 +125,44 @@ class UnifiedTrainingManager:
         folder = self.run_dir if target else self.run_dir / "upstream" / planned.key
         folder.mkdir(parents=True, exist_ok=True)
         self.progress.say(f"training {planned.key}")
-        outcome = self._run_stage(planned, plan, self._context(planned, plan, dataset, folder))
+        outcome = self._train_with_retries(planned, plan, dataset, folder)
         metadata = self._register(planned, plan, dataset, outcome)
         planned.found = metadata
         write_history(folder, outcome.history)
         result = self._result(planned, dataset, outcome, metadata, time.monotonic() - started)
         result.write(folder)
+        self._checkpoints(planned.key).remove()
         self.progress.say(f"  registered {metadata.model_id} in {result.duration_seconds:.0f} s")
         return result, outcome
+
+    def _train_with_retries(
+        self, planned: PlannedStage, plan: Plan, dataset: MarketDataset, folder: Path
+    ) -> StageOutcome:
+        """Train; where that diverges, go back to the last checkpoint with half the learning rates, a few times."""
+        while True:
+            context = self._context(planned, plan, dataset, folder)
+            try:
+                return self._run_stage(planned, plan, context)
+            except TrainingDivergedError as error:
+                retries = context.checkpoints.retries + 1
+                if retries > self.config.trainer.divergence_retries:
+                    raise
+                self.progress.say(f"  {error.message}: back to the last checkpoint, learning rates x {0.5**retries:g}")
+                self._retries_file(planned.key).parent.mkdir(parents=True, exist_ok=True)
+                safe_io.write_json(self._retries_file(planned.key), {"retries": retries})
+
+    def _checkpoints(self, key: str) -> Checkpoints:
+        """Those of one stage of this run."""
+        path = self._retries_file(key)
+        return Checkpoints(
+            self.run_dir / "checkpoints" / key,
+            every_seconds=self.config.trainer.checkpoint_seconds,
+            stop=self.stop,
+            retries=safe_io.read_json(path)["retries"] if path.exists() else 0,
+        )
+
+    def _retries_file(self, key: str) -> Path:
+        return self.run_dir / "checkpoints" / key / "retries.json"
 
     def _context(self, planned: PlannedStage, plan: Plan, dataset: MarketDataset, folder: Path) -> StageContext:
         tried = self._tried(planned, plan, dataset)
@@ -138,6 +177,7 @@ class UnifiedTrainingManager:
             compiled=self.config.device.compile,
             progress=self.progress,
             folder=folder,
+            checkpoints=self._checkpoints(planned.key),
             num_trials=tried + 1,
         )
 
@@ -282,6 +322,12 @@ class UnifiedTrainingManager:
                 "environment": self.environment,
             },
         )
+
+
+def resume_run(run_dir: Path, *, quiet: bool = False) -> TrainingResult | ReferenceResult:
+    """Go on with the unfinished run in a folder: registered stages are found, the one under way goes on from its newest
+    checkpoint. Raises ConfigError where there is no such run."""
+    return UnifiedTrainingManager(stored_config(run_dir), run_dir=run_dir, quiet=quiet).run()
 
 
 def trial_of(model: ModelMetadata) -> tuple[str, int]:

@@ -96,6 +96,7 @@ def _fit(
             validation=samples(validation_bars, targets.valid),
             settings=settings,
             generator=generator,
+            session=context.checkpoints.session(label, generator),
             on_epoch=lambda epoch, train, held_out: task.advance(1, f"loss {train:.4f}, validation {held_out:.4f}"),
         )
         task.advance(settings.epochs)

@@ -11,6 +11,7 @@ import torch
 from trade_agent.config.schema import EvaluationConfig, TrainerConfig
 from trade_agent.evaluation.grading import GradeDecision, GradePolicy
 from trade_agent.evaluation.significance import Comparison
+from trade_agent.training.checkpoint import Checkpoints
 from trade_agent.training.dataset import MarketDataset
 from trade_agent.training.progress import ProgressReporter
 
@@ -38,6 +39,7 @@ class StageContext:
     compiled: bool  # whether the market's step is compiled
     progress: ProgressReporter
     folder: Path  # of this stage's pictures and tables
+    checkpoints: Checkpoints
     num_trials: int  # models of this kind judged on some of these test rows, this one included
 
 

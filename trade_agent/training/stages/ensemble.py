@@ -10,6 +10,7 @@ from trade_agent.config.schema import EnsembleModel
 from trade_agent.envs.market import MarketRules, MarketSeries, target_weights
 from trade_agent.errors import TrainingDivergedError
 from trade_agent.networks.combiners import GateCombiner
+from trade_agent.training.agent_loop import pack_history, unpack_history
 from trade_agent.training.dataset import MarketDataset
 from trade_agent.training.models import AgentPolicy, EnsemblePolicy, policy_from_state
 from trade_agent.training.reinforcement import Best
@@ -27,7 +28,7 @@ from trade_agent.training.stages.trading import (
 def run(context: StageContext, *, model: EnsembleModel, members: Sequence[Parent]) -> StageOutcome:
     """Combine the members. Weights come from their validation Sharpe ratios; the gate is trained on train rows."""
     dataset = context.dataset
-    seed_everything(context.seed, context.device, "ensemble", model.combiner)
+    generator = seed_everything(context.seed, context.device, "ensemble", model.combiner)
     policies = [policy_from_state(member.state, dataset.features) for member in members]
     agents = [policy for policy in policies if isinstance(policy, AgentPolicy)]
     notes: dict[str, Any] = {}
@@ -41,7 +42,7 @@ def run(context: StageContext, *, model: EnsembleModel, members: Sequence[Parent
     history: dict[str, list[float]] = {}
     if model.combiner == "gate":
         window_bars = max(member.state["forecaster"]["spec"]["window_bars"] for member in members)
-        gate, gate_state, history = train_gate(context, model, agents, train_rows(dataset, window_bars))
+        gate, gate_state, history = train_gate(context, model, agents, train_rows(dataset, window_bars), generator)
     flat_action = 0.0 if dataset.rules.allow_short else -1.0
     policy = EnsemblePolicy(
         agents,
@@ -74,7 +75,11 @@ def run(context: StageContext, *, model: EnsembleModel, members: Sequence[Parent
 
 
 def train_gate(
-    context: StageContext, model: EnsembleModel, agents: Sequence[AgentPolicy], rows: range
+    context: StageContext,
+    model: EnsembleModel,
+    agents: Sequence[AgentPolicy],
+    rows: range,
+    generator: torch.Generator,
 ) -> tuple[GateCombiner, dict[str, Any], dict[str, list[float]]]:
     """A gate that maximises the mean log growth of the mixed positions on train rows, net of linear costs.
 
@@ -107,10 +112,21 @@ def train_gate(
         )
         best.consider(validation_sharpe(dataset, policy), gate.state_dict, epoch)
 
-    check(0)
+    done = {"epochs": 0}
+    session = context.checkpoints.session("gate", generator)
+    session.keep("gate", gate.state_dict, gate.load_state_dict)
+    session.keep("optimizer", optimizer.state_dict, optimizer.load_state_dict)
+    session.keep("best", best.state_dict, best.load_state_dict)
+    session.keep("history", lambda: pack_history(history), lambda state: history.update(unpack_history(state)))
+    session.keep("loop", lambda: dict(done), done.update)
+    if not session.restore():
+        check(0)
+    for group in optimizer.param_groups:
+        group["lr"] = model.gate_learning_rate * session.rate_factor
     epochs, checks = context.trainer.gate_epochs, context.trainer.validation_checks
     with context.progress.task("gate", epochs) as task:
-        for epoch in range(epochs):
+        task.advance(done["epochs"])
+        for epoch in range(done["epochs"], epochs):
             wanted = target_weights(dataset.rules, gate(actions, features))
             weights = carried(wanted, dataset.series, dataset.rules, rows)
             growth = log_growth(weights, returns, dataset.rules.linear_cost)
@@ -121,8 +137,11 @@ def train_gate(
             if not torch.isfinite(growth):
                 raise TrainingDivergedError(f"the gate diverged in epoch {epoch + 1}", "lower model.gate_learning_rate")
             task.advance(1)
-            if (epoch + 1) * checks // epochs > epoch * checks // epochs:
+            checked = (epoch + 1) * checks // epochs > epoch * checks // epochs
+            if checked:
                 check(epoch + 1)
+            done["epochs"] = epoch + 1
+            session.boundary(due=checked)
     assert best.state is not None
     gate.load_state_dict(best.state)
     return gate, {"spec": spec, "state": best.state}, history

@@ -103,6 +103,22 @@ class JointLearner:
             )
         return torch.cat((encoding.observation, account), dim=-1)
 
+    def state_dict(self) -> dict[str, Any]:
+        """What training changes of the forecaster's side, for resuming a run."""
+        return {
+            "network": self.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "updates": self.updates,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        rates = [group["lr"] for group in self.optimizer.param_groups]  # of today: a rollback lowers them
+        self.network.load_state_dict(state["network"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.updates = state["updates"]
+        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
+
     def learn(self, batch: TensorDict) -> dict[str, Tensor]:
         """One update from a batch whose observation was made by `observe`."""
         if self.frozen:
@@ -154,6 +170,11 @@ def run(
     def check(env_steps: int) -> None:
         best.consider(validation_sharpe(dataset, hybrid_policy(trained, joined, dataset.features)), state, env_steps)
 
+    session = context.checkpoints.session(f"hybrid {model.name}", generator)
+    session.keep("best", best.state_dict, best.load_state_dict)
+    session.keep("forecaster", learner.state_dict, learner.load_state_dict)
+    for group in learner.optimizer.param_groups:
+        group["lr"] *= session.rate_factor
     check(0)
     env_steps, history = train_agent(
         context,
@@ -168,6 +189,7 @@ def run(
         random_warmup=False,
         generator=generator,
         label=f"hybrid {model.name}",
+        session=session,
     )
     assert best.state is not None
     trained.load_state_dict(best.state["agent"])

@@ -42,6 +42,8 @@ def run(context: StageContext, *, model: AgentModel, forecaster: Parent) -> Stag
         device=context.device,
     )
     policy, best = AgentPolicy(agent, table), Best()
+    session = context.checkpoints.session(model.name, generator)
+    session.keep("best", best.state_dict, best.load_state_dict)
 
     def observe(t: Tensor, account: Tensor) -> Tensor:
         return torch.cat((encoder(t), account), dim=-1)
@@ -62,6 +64,7 @@ def run(context: StageContext, *, model: AgentModel, forecaster: Parent) -> Stag
         random_warmup=True,
         generator=generator,
         label=model.name,
+        session=session,
     )
     assert best.state is not None
     agent.load_state_dict(best.state)

@@ -15,6 +15,7 @@ from trade_agent.evaluation.grading import grade
 from trade_agent.evaluation.report import plot_equity
 from trade_agent.evaluation.trading import evaluate_trading
 from trade_agent.training.agent_loop import loop_env_steps, train_in
+from trade_agent.training.checkpoint import Session
 from trade_agent.training.dataset import MarketDataset
 from trade_agent.training.reinforcement import Learn, Observe
 from trade_agent.training.stages.context import StageContext, StageOutcome
@@ -49,6 +50,7 @@ def train_agent(
     random_warmup: bool,
     generator: torch.Generator,
     label: str,
+    session: Session,
 ) -> tuple[int, dict[str, list[float]]]:
     """Run the loop of the agent's kind over `rows`. Returns environment steps and the history of its metrics."""
     dataset = context.dataset
@@ -75,6 +77,7 @@ def train_agent(
         generator=generator,
         progress=context.progress,
         label=label,
+        session=session,
     )
 
 

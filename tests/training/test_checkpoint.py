@@ -1,0 +1,338 @@
+"""Work that was cut off and goes on ends with the bits of work that was not."""
+
+import json
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from trade_agent import safe_io
+from trade_agent.config.load import compose_config, load_config
+from trade_agent.errors import CheckpointError, ConfigError, StoppedError, TrainingDivergedError
+from trade_agent.training import reinforcement
+from trade_agent.training.checkpoint import Checkpoints, no_checkpoints
+from trade_agent.training.resume import locked, stored_config
+from trade_agent.training.signals import StopFlag, stop_on_signals
+from trade_agent.training.stages import cnn_lstm, ensemble, hybrid, rl
+from trade_agent.training.stages.context import StageContext, StageOutcome
+from trade_agent.training.unified_manager import UnifiedTrainingManager, resume_run
+
+ROOT = Path(__file__).resolve().parents[2]
+Run = Callable[[StageContext], StageOutcome]
+
+
+class StopAt(StopFlag):
+    """Asks for the end at the n-th boundary."""
+
+    def __init__(self, boundaries: int) -> None:
+        super().__init__("python train.py resume=HERE")
+        self.left = boundaries
+
+    @property
+    def requested(self) -> bool:
+        self.left -= 1
+        if self.left == 0:
+            self.signal = signal.SIGTERM
+        return self.left == 0
+
+
+def finish_in_pieces(run: Run, context: StageContext, folder: Path, boundaries: int) -> tuple[StageOutcome, int]:
+    """Stop at every n-th boundary and go on, as new processes would; the outcome and the number of stops."""
+    stops = 0
+    while True:
+        torch.manual_seed(stops)  # what a new process starts with must not matter
+        checkpoints = Checkpoints(folder, every_seconds=math.inf, stop=StopAt(boundaries))
+        try:
+            return run(replace(context, checkpoints=checkpoints)), stops
+        except StoppedError:
+            stops += 1
+
+
+def assert_equal(one: StageOutcome, other: StageOutcome) -> None:
+    assert safe_io.weights_sha256(one.state) == safe_io.weights_sha256(other.state)
+    assert one.history == other.history
+    assert one.metrics == other.metrics
+    assert one.objective == other.objective
+    assert one.env_steps == other.env_steps
+
+
+def forecaster_stage(trained: Any, *overrides: str) -> tuple[Run, Any]:
+    config = trained.settings("stage=cnn_lstm", *overrides)
+    return lambda context: cnn_lstm.run(context, stage=config.stage, model=config.model), config
+
+
+def agent_stage(trained: Any, algorithm: str, *overrides: str) -> tuple[Run, Any]:
+    config = trained.settings("stage=rl", f"model={algorithm}", *overrides)
+    parent = trained.parent("forecaster", "cnn_lstm")
+    return lambda context: rl.run(context, model=config.model, forecaster=parent), config
+
+
+def hybrid_stage(trained: Any, algorithm: str, *overrides: str) -> tuple[Run, Any]:
+    config = trained.settings("stage=hybrid", f"model={algorithm}", *overrides)
+    named = {
+        "stage": config.stage,
+        "forecaster_stage": config.upstream.cnn_lstm.stage,
+        "model": config.model,
+        "forecaster": trained.parent("forecaster", "cnn_lstm"),
+        "agent": trained.parent("agent", algorithm),
+    }
+    return lambda context: hybrid.run(context, **named), config
+
+
+def gate_stage(trained: Any) -> tuple[Run, Any]:
+    config = trained.settings("stage=ensemble", "model.combiner=gate", "trainer.gate_epochs=7")
+    members = [trained.parent("member", "hybrid", algorithm) for algorithm in ("ppo", "sac", "td3")]
+    return lambda context: ensemble.run(context, model=config.model, members=members), config
+
+
+OFF_POLICY = ("trainer.off_policy_env_steps=400", "trainer.validation_checks=2", "model.hidden_sizes=[8]")
+ON_POLICY = ("trainer.on_policy_env_steps=1500", "trainer.validation_checks=2", "model.rollout_steps=16")
+JOINT = ("trainer.joint_on_policy_env_steps=500", "model.rollout_steps=8")
+OPTIONS = ("model.n_step=3", "model.normalise_observation=true", "model.normalise_reward=true")
+STAGES = {
+    "forecaster": (lambda trained: forecaster_stage(trained, "trainer.cross_fit_folds=2"), 3),
+    "ppo": (lambda trained: agent_stage(trained, "ppo", *ON_POLICY, *OPTIONS[1:]), 2),
+    "sac": (lambda trained: agent_stage(trained, "sac", *OFF_POLICY), 6),
+    "td3 with every option": (
+        lambda trained: agent_stage(trained, "td3", *OFF_POLICY, *OPTIONS, "model.learning_rate_schedule=linear"),
+        9,
+    ),
+    "hybrid ppo": (lambda trained: hybrid_stage(trained, "ppo", *JOINT), 1),
+    "hybrid td3": (lambda trained: hybrid_stage(trained, "td3", "trainer.joint_off_policy_env_steps=300"), 4),
+    "gate": (gate_stage, 2),
+}
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_a_stage_that_is_stopped_again_and_again_ends_alike(trained: Any, tmp_path: Path, name: str) -> None:
+    make, boundaries = STAGES[name]
+    run, config = make(trained)
+    context = trained.context(tmp_path, config)
+    whole = run(context)
+    pieces, stops = finish_in_pieces(run, context, tmp_path / "checkpoints", boundaries)
+    assert stops > 1
+    assert_equal(pieces, whole)
+
+
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
+    trained: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run, config = agent_stage(trained, "sac", *OFF_POLICY)
+    context = trained.context(tmp_path, config)
+    whole = run(context)
+    folder = tmp_path / "checkpoints"
+    for boundaries in (20, 3):
+        checkpoints = Checkpoints(folder, every_seconds=math.inf, stop=StopAt(boundaries))
+        with pytest.raises(StoppedError):
+            run(replace(context, checkpoints=checkpoints))
+    older, newer = sorted(folder.iterdir())
+    content = bytearray(newer.read_bytes())
+    content[len(content) // 2] ^= 1
+    newer.write_bytes(content)
+    (folder / "sac-000009-0123456789abcdef.pth").write_bytes(older.read_bytes()[:1000])  # cut short
+    outcome = run(replace(context, checkpoints=Checkpoints(folder, every_seconds=math.inf, stop=StopFlag(""))))
+    assert_equal(outcome, whole)
+    assert f"{newer} is damaged, the one before is taken" in caplog.text
+
+
+def test_two_checkpoints_of_a_piece_are_kept_and_none_of_a_state_that_is_not_finite(tmp_path: Path) -> None:
+    generator = torch.Generator()
+    session = Checkpoints(tmp_path / "c", every_seconds=0.0, stop=StopFlag("")).session("The Loop", generator)
+    state = {"value": torch.zeros(3)}
+    session.keep("state", lambda: state, state.update)
+    for count in range(4):
+        state["value"] += 1
+        session.boundary()
+        assert len(list((tmp_path / "c").iterdir())) == min(count + 1, 2)
+    state["value"][1] = math.nan
+    with pytest.raises(TrainingDivergedError, match="not finite"):
+        session.boundary()
+    assert session.restore()
+    assert state["value"].tolist() == [4.0, 4.0, 4.0]
+    other = Checkpoints(tmp_path / "c", every_seconds=0.0, stop=StopFlag("")).session("The Loop", generator)
+    with pytest.raises(CheckpointError, match="belongs to other work"):
+        other.restore()
+    assert not no_checkpoints().session("The Loop", generator).restore()
+
+
+# ------------------------------------------------------------------------------------------------ divergence
+
+
+def test_a_training_that_diverges_goes_back_with_half_the_rate_and_ends(
+    trained: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The metrics become NaN twice, in the middle of the training."""
+    config = load(tmp_path, trained, "stage=rl", "model=sac", "trainer.off_policy_env_steps=2000")
+    real, calls, rates = reinforcement.finite, [], []
+
+    def finite(metrics: dict[str, Any], env_steps: int) -> dict[str, float]:
+        calls.append(env_steps)
+        if len(calls) in (3, 6):
+            metrics = metrics | {"loss_critic": torch.tensor(math.nan)}
+        return real(metrics, env_steps)
+
+    original = reinforcement.LearningRates.set
+
+    def seen(self: Any, done: float) -> None:
+        original(self, done)
+        rates.append(self.optimizer.param_groups[0]["lr"])
+
+    monkeypatch.setattr(reinforcement, "finite", finite)
+    monkeypatch.setattr(reinforcement.LearningRates, "set", seen)
+    manager = UnifiedTrainingManager(config, run_dir=tmp_path / "run", quiet=True)
+    manager.run()
+    base = config.model.learning_rate
+    assert list(dict.fromkeys(rates)) == [base, base / 2, base / 4]
+    assert not (tmp_path / "run/checkpoints").exists()
+
+
+def test_a_training_that_diverges_too_often_is_an_error_with_the_command_to_go_on(
+    trained: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = load(tmp_path, trained, "stage=rl", "model=sac", "trainer.divergence_retries=1")
+
+    def diverged(*arguments: Any) -> None:
+        raise TrainingDivergedError("loss_critic is nan", "lower model.learning_rate")
+
+    monkeypatch.setattr(reinforcement, "finite", diverged)
+    with pytest.raises(TrainingDivergedError):
+        UnifiedTrainingManager(config, run_dir=tmp_path / "run", quiet=True).run()
+    error = json.loads((tmp_path / "run/error.json").read_text())
+    assert error["resume"] == f"python train.py resume={tmp_path / 'run'}"
+    assert error["message"] == "loss_critic is nan"
+
+
+# ------------------------------------------------------------------------------------------------ runs
+
+
+def load(folder: Path, trained: Any, *overrides: str) -> Any:
+    """A config on a copy of the registry of `trained`, whose parents are found there."""
+    config = trained.settings(*overrides)
+    shutil.copytree(trained.root / "models", folder / "models")
+    config.paths.models, config.paths.outputs = str(folder / "models"), str(folder / "outputs")
+    return config
+
+
+def test_a_run_goes_on_under_its_own_identity(trained: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "run"
+    config = load_config(
+        compose_config(
+            ["stage=cnn_lstm", "trainer=smoke", f"paths.models={tmp_path / 'models'}", f"paths.outputs={tmp_path}"]
+        ),
+        "python train.py stage=cnn_lstm trainer=smoke",
+    )
+    with monkeypatch.context() as patch:
+        patch.setattr("trade_agent.training.unified_manager.StopFlag", lambda resume: StopAt(5))
+        first = UnifiedTrainingManager(config, run_dir=folder, quiet=True)
+        with pytest.raises(StoppedError, match="stopped by SIGTERM; go on with: python train.py resume=HERE"):
+            first.run()
+    assert list((folder / "checkpoints/cnn_lstm").iterdir())
+    assert not (folder / "error.json").exists()
+    assert stored_config(folder).run_id == first.config.run_id
+
+    result = resume_run(folder, quiet=True)
+    assert result.run_id == first.config.run_id
+    assert result.command == "python train.py stage=cnn_lstm trainer=smoke"
+    assert not (folder / "checkpoints").exists()
+    with pytest.raises(ConfigError, match="is finished"):
+        resume_run(folder)
+    with pytest.raises(ConfigError, match="is not the folder of a run"):
+        resume_run(tmp_path / "elsewhere")
+
+
+def test_a_folder_belongs_to_one_process_at_a_time(tmp_path: Path) -> None:
+    held = (
+        "import sys, pathlib; from trade_agent.training.resume import locked\n"
+        "with locked(pathlib.Path(sys.argv[1])): print('held', flush=True); sys.stdin.readline()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", held, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(ConfigError, match="another process is at work"), locked(tmp_path):
+            pass
+        other.kill()
+    with locked(tmp_path):
+        pass
+
+
+def test_signals_are_noticed_and_the_handlers_before_them_come_back() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    for number, code in ((signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGUSR1, 75)):
+        flag = StopFlag("python train.py resume=X")
+        with stop_on_signals(flag):
+            assert not flag.requested
+            signal.raise_signal(number)
+            assert flag.requested
+            with pytest.raises(StoppedError) as stopped:
+                flag.raise_stopped()
+            assert stopped.value.exit_code == code
+            with pytest.raises(StoppedError):  # the second one does not wait for a boundary
+                signal.raise_signal(number)
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+RUN_AND_DIE = """
+import os, sys
+from pathlib import Path
+from trade_agent.config.load import compose_config, load_config
+from trade_agent.console import exit_code_of
+from trade_agent.training.checkpoint import Session
+from trade_agent.training.unified_manager import UnifiedTrainingManager
+
+number, left, folder, *overrides = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]), *sys.argv[4:]
+real = Session.boundary
+
+def boundary(self, **named):
+    global left
+    left -= self.piece == "td3"
+    if left == 0:
+        left = -1
+        os.kill(os.getpid(), number)
+    real(self, **named)
+
+Session.boundary = boundary
+sys.exit(exit_code_of(UnifiedTrainingManager(load_config(compose_config(overrides)), run_dir=folder).run))
+"""
+
+
+def python(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    cwd.mkdir(exist_ok=True)
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return subprocess.run([sys.executable, *arguments], cwd=cwd, env=environment, capture_output=True, text=True)
+
+
+def what_was_learned(folder: Path) -> tuple[str, Any, Any]:
+    result = json.loads((folder / "run/result.json").read_text())
+    metadata = json.loads((folder / "models/td3/metadata_v1.0.0.json").read_text())
+    return metadata["weights_sha256"], result["metrics"], result["objective"]
+
+
+@pytest.mark.slow
+def test_real_processes_that_are_killed_or_told_to_stop_go_on_to_the_same_weights(tmp_path: Path) -> None:
+    options = ("stage=rl", "model=td3", "trainer=smoke", "device=cpu")
+    whole = python(str(ROOT / "train.py"), *options, "hydra.run.dir=run", cwd=tmp_path / "whole")
+    assert whole.returncode == 0, whole.stderr
+    for number, code in ((signal.SIGKILL, -9), (signal.SIGTERM, 143), (signal.SIGUSR1, 75)):
+        folder = tmp_path / number.name
+        often = (*options, "trainer.checkpoint_seconds=0")
+        killed = python("-c", RUN_AND_DIE, str(int(number)), "40", "run", *often, cwd=folder)
+        assert killed.returncode == code, killed.stderr
+        said = f"stopped by {number.name}; go on with: python train.py resume=run\n"
+        assert killed.stderr.endswith(said) == (number != signal.SIGKILL)
+        assert len(list((folder / "run/checkpoints/td3").glob("td3-*.pth"))) == 2
+        done = python(str(ROOT / "train.py"), "resume=run", cwd=folder)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.splitlines()[-1].startswith("model_id: td3_v1.0.0_grade_")
+        assert what_was_learned(folder) == what_was_learned(tmp_path / "whole")
+        assert not (folder / "run/checkpoints").exists()

@@ -1,0 +1,195 @@
+"""Checkpoints of work that takes long: written whole or not at all, and complete, so that a run which was killed and
+goes on ends with the bits of one that was not.
+
+A piece of work (one training loop) keeps a `Session`. It names what its state consists of (`keep`), takes up the newest
+checkpoint (`restore`), and calls `boundary` after each step. A stage has one folder of checkpoints, with the last two
+of each of its pieces. The name of a file ends with the start of its own SHA-256: one that was damaged is told and
+passed over for the one before.
+"""
+
+import contextlib
+import logging
+import math
+import random
+import re
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from trade_agent import safe_io
+from trade_agent.errors import CheckpointError, TrainingDivergedError, UnsafeFileError
+from trade_agent.training.signals import StopFlag
+
+log = logging.getLogger(__name__)
+KEPT = 2
+_FILE = re.compile(r"(?P<piece>.+)-(?P<number>\d{6})-(?P<sha>[0-9a-f]{16})\.pth")
+
+
+class Checkpoints:
+    """The checkpoints of one stage.
+
+    folder: made when the first one is written; None keeps no checkpoints. every_seconds: between two of a piece; 0
+    writes at every boundary. stop: asks every boundary for a last checkpoint and the end. retries: how often the stage
+    was rolled back because it diverged; each halves the learning rates.
+    """
+
+    def __init__(self, folder: Path | None, *, every_seconds: float, stop: StopFlag, retries: int = 0) -> None:
+        self.folder, self.every_seconds, self.stop, self.retries = folder, every_seconds, stop, retries
+
+    def session(self, piece: str, generator: torch.Generator) -> "Session":
+        """For one piece of work of the stage, whose random numbers come from `generator` and the global generators."""
+        return Session(self, re.sub(r"[^a-z0-9_.]+", "_", piece.lower()), generator)
+
+    def remove(self) -> None:
+        """Called when the stage is registered and its result is written."""
+        if self.folder is not None:
+            shutil.rmtree(self.folder, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                self.folder.parent.rmdir()
+
+
+def no_checkpoints() -> Checkpoints:
+    """For work that is short, or of which nothing is to stay."""
+    return Checkpoints(None, every_seconds=math.inf, stop=StopFlag(""))
+
+
+class Session:
+    """The state of one piece of work, and its checkpoints."""
+
+    def __init__(self, checkpoints: Checkpoints, piece: str, generator: torch.Generator) -> None:
+        self.checkpoints, self.piece, self.generator = checkpoints, piece, generator
+        self.finished = False
+        self._parts: dict[str, tuple[Callable[[], Any], Callable[[Any], None]]] = {}
+        self._number = 0
+        self._last_write = time.monotonic()
+
+    @property
+    def rate_factor(self) -> float:
+        """What the learning rates of the configuration are multiplied by."""
+        return float(0.5**self.checkpoints.retries)
+
+    def keep(self, name: str, get: Callable[[], Any], put: Callable[[Any], None]) -> None:
+        """Make something part of every checkpoint: `get` returns tensors and plain values, `put` takes them back."""
+        self._parts[name] = (get, put)
+
+    def restore(self) -> bool:
+        """Take up the newest checkpoint that is whole; False where there is none.
+
+        Raises CheckpointError for one that belongs to other work.
+        """
+        for path, match in reversed(self._files()):
+            try:
+                data = safe_io.read_bytes(path)
+                if not safe_io.sha256_bytes(data).startswith(match["sha"]):
+                    raise UnsafeFileError("its checksum does not fit")
+                state = safe_io.load_tensors(data, name=str(path))
+            except UnsafeFileError as error:
+                log.warning("%s is damaged, the one before is taken: %s", path, error)
+                continue
+            if state.keys() != self._parts.keys() | {"rng", "finished"}:
+                raise CheckpointError(f"{path} belongs to other work", "start again in another run folder")
+            for name, (_, put) in self._parts.items():
+                put(state[name])
+            put_rng(state["rng"], self.generator)
+            self.finished, self._number = bool(state["finished"]), int(match["number"])
+            return True
+        return False
+
+    def boundary(self, *, due: bool = False) -> None:
+        """Between two steps: write a checkpoint where one is due, stop where that was asked for.
+
+        Raises StoppedError after the checkpoint was written, TrainingDivergedError instead of writing a state that is
+        not finite.
+        """
+        stopping = self.checkpoints.stop.requested
+        age = time.monotonic() - self._last_write
+        if due or stopping or age >= self.checkpoints.every_seconds:
+            self.write()
+        if stopping:
+            self.checkpoints.stop.raise_stopped()
+
+    def finish(self) -> None:
+        """Write the last checkpoint: whoever restores it finds `finished` and has nothing left to do."""
+        self.finished = True
+        self.write()
+
+    def write(self) -> None:
+        """Write a checkpoint now, durably, and remove those before the last two."""
+        folder = self.checkpoints.folder
+        if folder is None:
+            return
+        state = {name: get() for name, (get, _) in self._parts.items()}
+        state |= {"rng": get_rng(self.generator), "finished": self.finished}
+        if not all_finite(state):
+            raise TrainingDivergedError("the state of the training is not finite", "lower model.learning_rate")
+        data = safe_io.dump_tensors(state)
+        self._number += 1
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"{self.piece}-{self._number:06d}-{safe_io.sha256_bytes(data)[:16]}.pth"
+        safe_io.write_bytes(path, data)
+        for old, _ in self._files()[:-KEPT]:
+            old.unlink(missing_ok=True)
+        self._last_write = time.monotonic()
+
+    def _files(self) -> list[tuple[Path, re.Match[str]]]:
+        """Checkpoints of this piece, oldest first."""
+        folder = self.checkpoints.folder
+        if folder is None or not folder.is_dir():
+            return []
+        matches = ((path, _FILE.fullmatch(path.name)) for path in sorted(folder.iterdir()))
+        return [(path, match) for path, match in matches if match and match["piece"] == self.piece]
+
+
+def all_finite(value: Any) -> bool:
+    """Whether every floating-point tensor in nested dicts and lists is finite."""
+    if isinstance(value, dict):
+        return all(map(all_finite, value.values()))
+    if isinstance(value, list | tuple):
+        return all(map(all_finite, value))
+    if isinstance(value, Tensor) and value.is_floating_point():
+        return bool(torch.isfinite(value).all())
+    return not (isinstance(value, float) and math.isnan(value))
+
+
+def get_rng(generator: torch.Generator) -> dict[str, Any]:
+    """State of every source of random numbers: `generator` and the global ones of torch, NumPy and Python."""
+    version, internal, gauss = random.getstate()
+    numpy = np.random.get_state(legacy=False)  # noqa: NPY002  libraries below us may draw from it
+    assert isinstance(numpy, dict)
+    return {
+        "generator": generator.get_state(),
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "numpy": {
+            "key": torch.from_numpy(numpy["state"]["key"].astype(np.int64)),
+            "pos": int(numpy["state"]["pos"]),
+            "has_gauss": int(numpy["has_gauss"]),
+            "gauss": float(numpy["gauss"]),
+        },
+        "python": [version, list(internal), gauss],
+    }
+
+
+def put_rng(state: dict[str, Any], generator: torch.Generator) -> None:
+    """Set what `get_rng` returned."""
+    generator.set_state(state["generator"])
+    torch.set_rng_state(state["torch"])
+    if state["cuda"]:
+        torch.cuda.set_rng_state_all(state["cuda"])
+    numpy = state["numpy"]
+    np.random.set_state(  # noqa: NPY002
+        {
+            "bit_generator": "MT19937",
+            "state": {"key": numpy["key"].numpy().astype(np.uint32), "pos": numpy["pos"]},
+            "has_gauss": numpy["has_gauss"],
+            "gauss": numpy["gauss"],
+        }
+    )
+    version, internal, gauss = state["python"]
+    random.setstate((version, tuple(internal), gauss))
