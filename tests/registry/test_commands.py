@@ -122,13 +122,15 @@ def test_gc_repair_rebuild_and_doctor(run, registry, monkeypatch):
     assert run("registry", "repair") == "nothing repaired\n"
     registry.layout.snapshot.unlink()
     assert run("registry", "rebuild").endswith("registry.json: 5 models\n")
-    assert {"hard links", "folder sync", "rename"} <= {
-        ability["name"] for ability in json.loads(run("registry", "doctor", "--json")) if ability["needed"]
-    }
+    needed = {each["name"] for each in json.loads(run("registry", "doctor", "--json")) if each["needed"]}
+    assert needed == {"folder sync", "rename"}  # of hard links and exclusive creation one is enough
 
-    def refuse(folder):
+    def refuse(*paths):
         raise OSError("Invalid argument")
 
+    monkeypatch.setattr(probe.os, "link", refuse)
+    links = next(each for each in json.loads(run("registry", "doctor", "--json")) if each["name"] == "hard links")
+    assert not links["there"]
     monkeypatch.setattr(probe.safe_io, "sync", refuse)
     run("registry", "doctor", code=1)
 

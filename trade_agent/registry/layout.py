@@ -19,6 +19,7 @@ from trade_agent.registry.naming import METADATA_FILE, MODEL_TYPES, check_model_
 from trade_agent.registry.versions import Version
 
 LAYOUT = 1
+NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS)  # what link(2) says where the file system has none
 CLAIM_FILE = re.compile(r"v(\d+\.\d+\.\d+)")
 
 
@@ -81,9 +82,9 @@ class Layout:
         with self.scratch() as folder:
             (folder / "probe").touch()
             (folder / "second").touch()
-            # Everything rests on this: a hard link appears whole, and only for one of two writers.
+            # Everything rests on this: a new name appears for one of two writers only.
             if not link_new(folder / "probe", folder / "name") or link_new(folder / "second", folder / "name"):
-                raise RegistryError(f"hard links on the disk of {self.root} are not exclusive", "use another disk")
+                raise RegistryError(f"new names on the disk of {self.root} are not exclusive", "use another disk")
         self.sync(self.root.parent, self.root, self.events.parent, *(path.parent for path in claims))
         safe_io.write_json(self.format, {"layout": LAYOUT}, durable=self.durable)
 
@@ -158,12 +159,14 @@ def link_new(source: Path, target: Path) -> bool:
     """Give ``source`` a second name that must not exist yet; False when somebody else was first.
 
     What counts is which file bears the name, not what ``link`` said: a network file system can lose the reply to a
-    call that succeeded (open(2), "O_EXCL").
+    call that succeeded (open(2), "O_EXCL"). Where the disk has no hard links, see ``_copy_new``.
     """
     try:
         os.link(source, target)
         return True
     except OSError as error:
+        if error.errno in NO_LINKS:
+            return _copy_new(source, target)
         try:
             there = os.stat(target, follow_symlinks=False)
         except FileNotFoundError:
@@ -176,13 +179,31 @@ def link_new(source: Path, target: Path) -> bool:
         raise
 
 
+def _copy_new(source: Path, target: Path) -> bool:
+    """The same without hard links: the name is taken exclusively, then the content comes there at once.
+
+    A process that is killed in between leaves an empty file, which counts as damaged: `registry verify` names it.
+    """
+    copy = source.with_name(f"{source.name}.copy")
+    shutil.copy(source, copy)
+    safe_io.sync(copy)
+    try:
+        os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC))
+    except FileExistsError:
+        copy.unlink()
+        return False
+    try:
+        os.replace(copy, target)
+    except OSError:
+        target.unlink()
+        raise
+    return True
+
+
 @contextlib.contextmanager
 def storage_errors(action: str) -> Iterator[None]:
     """Turn a failing disk into one line."""
     try:
         yield
     except OSError as error:
-        remedy = "check free space, quota and permissions"
-        if error.errno in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS):
-            remedy = "the registry needs a file system with hard links"
-        raise RegistryError(f"{action} failed: {error}", remedy) from error
+        raise RegistryError(f"{action} failed: {error}", "check free space, quota and permissions") from error

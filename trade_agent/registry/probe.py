@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trade_agent import safe_io
-from trade_agent.registry.layout import link_new, storage_errors
+from trade_agent.registry.layout import storage_errors
 
 NETWORK = {"nfs", "nfs4", "lustre", "gpfs", "cifs", "smb3", "smbfs", "ceph", "glusterfs", "beegfs", "9p", "afs"}
 
@@ -32,11 +32,12 @@ def doctor(root: Path) -> list[Ability]:
         folder = Path(name)
         (folder / "first").write_bytes(b"1")
         (folder / "second").write_bytes(b"2")
+        links, creates = _works(lambda: _links(folder)), _works(lambda: _creates(folder))
         abilities = [
-            Ability("hard links", _works(lambda: _links(folder)), True, "a version appears whole, for one writer only"),
+            Ability("hard links", links, not creates, "a version appears whole, for one writer only"),
             Ability("rename", _works(lambda: _renames(folder)), True, "registry.json is replaced at once"),
             Ability("folder sync", _works(lambda: _syncs(folder)), True, "what is registered survives a power cut"),
-            Ability("exclusive create", _works(lambda: _creates(folder)), False, "not used: links do this"),
+            Ability("exclusive create", creates, not links, "takes the place of hard links where there are none"),
             Ability("flock", _works(lambda: _locks(folder)), False, "not relied on"),
         ]
     local = kind not in NETWORK
@@ -73,7 +74,12 @@ def _works(attempt: Callable[[], bool]) -> bool:
 
 
 def _links(folder: Path) -> bool:
-    return link_new(folder / "first", folder / "link") and not link_new(folder / "second", folder / "link")
+    os.link(folder / "first", folder / "link")
+    try:
+        os.link(folder / "second", folder / "link")
+    except FileExistsError:
+        return True
+    return False
 
 
 def _renames(folder: Path) -> bool:

@@ -1,0 +1,81 @@
+"""A disk that has no hard links: names are taken by exclusive creation, with the same outcome."""
+
+import errno
+import os
+
+import pytest
+
+from trade_agent.errors import RegistryError
+from trade_agent.registry import layout as layout_module
+from trade_agent.training.model_registry import ModelRegistry, verify
+
+
+@pytest.fixture(autouse=True)
+def no_links(monkeypatch):
+    def refuse(source, target):
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+
+
+def register_many(root, make_draft, seeds):
+    registry = ModelRegistry(root, durability="relaxed")
+    for seed in seeds:
+        yield registry.register(**make_draft(seed=seed)).model_id
+
+
+def test_a_model_goes_through_its_whole_life(registry, make_draft):
+    first = registry.register(**make_draft(seed=1)).model_id
+    second = registry.register(**make_draft(seed=2, parents=[registry.pin(first, role="agent")])).model_id
+    assert registry.register(**make_draft(seed=1)).model_id == first
+    registry.set_alias(first, "champion")
+    assert registry.load("sac@champion").metadata.seed == 1
+    registry.archive([second])
+    registry.restore([second])
+    registry.archive([second])
+    registry.purge([second], purge_after_days=0)
+    assert [record.id for record in registry.list()] == [first]
+    assert verify(registry.root) == []
+
+
+def test_two_writers_share_no_number(registry, make_draft, fork):
+    seeds = [*range(10)], [*range(100, 110)]
+    results = [writer.result() for writer in [fork(register_many, registry.root, make_draft, each) for each in seeds]]
+    assert [status for _, status in results] == [0, 0]
+    identifiers = [line for lines, _ in results for line in lines]
+    assert len(set(identifiers)) == 20
+    assert {record.id for record in registry.list()} == set(identifiers)
+    assert verify(registry.root) == []
+
+
+def test_a_number_that_was_given_up_stays_closed(registry, make_draft, monkeypatch):
+    real = layout_module._copy_new
+
+    def give_up_first(source, target):
+        if target.name == "metadata_v1.0.0.json" and source.name == "metadata":
+            registry.collect_garbage(older_than_hours=0)
+        return real(source, target)
+
+    monkeypatch.setattr(layout_module, "_copy_new", give_up_first)
+    with pytest.raises(RegistryError, match="was fenced"):
+        registry.register(**make_draft())
+    assert registry.list() == ()
+
+
+@pytest.mark.parametrize("call", ["open", "replace"])
+def test_a_failing_disk_leaves_no_empty_name(registry, make_draft, monkeypatch, call):
+    registry.register(**make_draft(seed=1))
+    real = getattr(os, call)
+
+    def fail(*arguments, **named):
+        if str(arguments[-2 if call == "open" else 1]).endswith("metadata_v1.0.1.json"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(*arguments, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, call, fail)
+        with pytest.raises(RegistryError, match="No space left"):
+            registry.register(**make_draft(seed=2))
+    assert not (registry.root / "sac/metadata_v1.0.1.json").exists()
+    assert len(registry.list()) == 1
+    assert registry.register(**make_draft(seed=3)).version == "1.0.2"
