@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from trade_agent.registry.events import FIELDS
 from trade_agent.registry.signing import Signing, make_keys
 from trade_agent.training.model_registry import ModelRegistry
 
@@ -24,4 +25,9 @@ def test_every_file_of_a_registry_is_on_the_page(tmp_path, make_draft):
         inside = ".claims" in parts[:-1] or ".registry" in parts[:-1]  # these folders are drawn as a whole
         name = path.name.replace(metadata.model_id, "sac_v1.0.0_grade_B_sharpe_0.42")
         assert inside or name in words, path
-    assert "champion" in drawn
+    assert "champion" in PAGE
+
+
+def test_every_kind_of_event_is_explained():
+    explained = PAGE[PAGE.index("**What became of it**") :]
+    assert [kind for kind in FIELDS if f"`{kind}`" not in explained] == []
