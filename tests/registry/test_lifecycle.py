@@ -123,6 +123,18 @@ def test_purge_keeps_the_metadata_and_waits_for_the_days(registry, family):
     assert verify(registry.root) == []
 
 
+def test_a_purge_that_comes_after_a_restore_has_no_effect(registry, make_draft):
+    model = registry.register(**make_draft(seed=1)).model_id
+    registry.archive([model])
+    registry.restore([model])
+    append_event(registry.layout, "purge", model)
+    assert states(registry) == {model: "active"}
+    registry.archive([model])
+    registry.purge([model], purge_after_days=0)
+    append_event(registry.layout, "restore", model)
+    assert states(registry) == {model: "purged"}
+
+
 def test_a_parent_is_purged_after_its_archived_children(registry, family):
     registry.archive([family["forecaster"]], cascade=True)
     with pytest.raises(RegistryError, match="has models that were built on it"):
@@ -288,6 +300,7 @@ def test_a_damaged_restore_does_not_hide_the_model_that_it_brought_back(registry
     path.chmod(0o644)
     path.write_bytes(b"")
     registry.layout.snapshot.unlink()
+    registry = ModelRegistry(registry.root, durability="relaxed")  # one that has not seen it whole
     assert [record.id for record in registry.list()] == [model]
     assert registry.load(model).metadata.model_id == model
     assert [event["type"] for event in registry.history(model)] == ["archive", "damaged"]
@@ -330,6 +343,7 @@ def test_past_states_are_those_that_were_seen_then(registry, make_draft):
         change()
         look()
     assert len(seen) == 6
+    registry.register(**make_draft(seed=3))  # was not there then
     for number, (then, aliases) in seen.items():
         view = registry.view(until=number)
         assert {key: record.state for key, record in view.records.items()} == then
