@@ -15,7 +15,7 @@ from trade_agent.registry.verify import is_clean
 from trade_agent.training.model_registry import ModelRegistry, verify
 
 STEPS = ("link", "unlink", "rename")
-ALL_STEPS = (*STEPS, "listdir", "open", "mkdir", "replace", "stat")
+ALL_STEPS = (*STEPS, "listdir", "open", "mkdir", "replace", "stat", "lstat")
 
 
 class Stop:

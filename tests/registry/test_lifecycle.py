@@ -118,8 +118,9 @@ def test_purge_keeps_the_metadata_and_waits_for_the_days(registry, family):
     assert registry.lineage(family["forecaster"])["down"][-1].child == family["hybrid"]
     with pytest.raises(RegistryError, match="was purged"):
         registry.load(family["hybrid"], include_archived=True)
-    with pytest.raises(RegistryError, match="was purged"):
-        registry.restore([family["hybrid"]])
+    for change in (registry.restore, registry.archive):
+        with pytest.raises(RegistryError, match="was purged"):
+            change([family["hybrid"]])
     assert verify(registry.root) == []
 
 

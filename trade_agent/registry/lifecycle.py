@@ -1,10 +1,10 @@
 """Archive, restore and purge: a state change is decided by an event, and then the files follow.
 
 A file is in its old place or in its new one at any moment, and readers look in both. The metadata goes first into the
-archive and last out of it; whoever finds a move half done can finish it (``repair``). A model that
-others were built on stays as long as they do. Where a child is registered while its parent is being archived, the
-child's writer looks at the parents after its commit and the archiver at the children after its event: at least one of
-them sees the other, and takes its own step back.
+archive and last out of it; whoever finds a move half done can finish it (``repair``). A model that others were built on
+stays as long as they do. Where a child is registered while its parent is being archived, the child's writer looks at
+the parents after its commit and the archiver at the children after its event: at least one of them sees the other, and
+takes its own step back.
 """
 
 import datetime
@@ -13,6 +13,7 @@ import os
 import time
 from collections.abc import Iterable, Sequence
 from graphlib import TopologicalSorter
+from pathlib import Path
 
 from trade_agent.errors import RegistryError
 from trade_agent.registry.events import append_event, event_file
@@ -43,6 +44,9 @@ def archive(layout: Layout, wanted: Sequence[str], *, cascade: bool) -> list[str
     """Archive active models, children first; returns their ids. See ``ModelRegistry.archive``."""
     view = changeable_view(layout)
     chosen = with_relatives(view, wanted, cascade=cascade, down=True, states=(ACTIVE,))
+    for identifier in chosen:
+        if view.records[identifier].state == PURGED:
+            raise RegistryError(f"{identifier} was purged: only its metadata is left", "there is nothing to archive")
     for alias, identifier in view.aliases.items():
         if identifier in chosen:
             raise RegistryError(f"{identifier} is {alias}", "set the alias to another model, or remove it, first")
@@ -211,18 +215,24 @@ def _move(layout: Layout, record: ModelRecord, *, archived: bool) -> bool:
     order = [metadata_file(record.number), signature_file(record.number), *sorted(_metadata(layout, record).files)]
     moved = False
     for name in order if archived else reversed(order):
-        if not os.path.lexists(source / name):  # moved already, or there is none: a model without a signature
-            continue
-        if os.path.lexists(target / name):
-            raise RegistryError(f"{target / name} and {source / name} both exist", "move one of them away")
         try:
+            # Seen in both places, one file was on its way between the two looks; only another one is in the way.
+            if _inode(target / name) not in (None, os.lstat(source / name).st_ino):
+                raise RegistryError(f"{target / name} and {source / name} both exist", "move one of them away")
             os.rename(source / name, target / name)
-        except FileNotFoundError:
+        except FileNotFoundError:  # moved already, or there is none: a model without a signature
             continue
-        moved = True
+        moved = moved or not os.path.lexists(source / name)
     if moved:
         layout.sync(target, source)
     return moved
+
+
+def _inode(path: Path) -> int | None:
+    try:
+        return os.lstat(path).st_ino
+    except FileNotFoundError:
+        return None
 
 
 def _metadata(layout: Layout, record: ModelRecord) -> ModelMetadata:
