@@ -143,7 +143,7 @@ def main() -> None:
         line = figure(
             unit, stored(unit, options.seeds or DEFAULT_SEEDS, options.results), options.seeds or DEFAULT_SEEDS
         )
-        print(json.dumps(line | machine()), flush=True)
+        print(json.dumps(line), flush=True)
     plot(
         units,
         options.results,
@@ -152,7 +152,7 @@ def main() -> None:
 
 
 def path_of(unit: Unit, seed: int, results: Path) -> Path:
-    return results / f"{unit.task}-{unit.algorithm}-{seed}.json"
+    return results / unit.task / f"{unit.algorithm}_{seed}.json"
 
 
 def stored(unit: Unit, seeds: int, results: Path) -> list[dict[str, Any]]:
@@ -164,7 +164,6 @@ def stored(unit: Unit, seeds: int, results: Path) -> list[dict[str, Any]]:
 
 def run_missing(units: Sequence[Unit], seeds: int, results: Path, workers: int) -> None:
     """Run what is not finished, one file each; a unit that fails is told and left unfinished."""
-    results.mkdir(parents=True, exist_ok=True)
     missing = []
     for seed in range(1, seeds + 1):
         for unit in units:
@@ -187,8 +186,10 @@ def run_unit(unit: Unit, seed: int, results: Path) -> None:
         overrides = [*unit.settings, f"seed={seed}", f"paths.outputs={folder}", f"paths.models={folder}/models"]
         result = UnifiedTrainingManager(load_config(compose_config(overrides)), run_dir=Path(folder) / "run").run()
     assert isinstance(result, ReferenceResult)
+    path = path_of(unit, seed, results)
+    path.parent.mkdir(parents=True, exist_ok=True)
     safe_io.write_json(
-        path_of(unit, seed, results),
+        path,
         {
             "settings": unit.settings,
             "seed": seed,
@@ -196,6 +197,7 @@ def run_unit(unit: Unit, seed: int, results: Path) -> None:
             "checks": [[steps, round(score, 2)] for steps, score in result.checks],
             "env_steps": result.env_steps,
             "seconds": round(result.duration_seconds, 1),
+            "machine": machine(),
         },
     )
 

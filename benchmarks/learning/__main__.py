@@ -1,6 +1,6 @@
 """Proof that the agents learn: markets whose best possible result is known, and how much of it is reached.
 
-    python -m benchmarks.learning [--only leak noise] [--variants ppo] [--seeds 5] [--workers 1]
+    python -m benchmarks.learning [--only leak noise] [--variants ppo] [--seeds 3] [--workers 1]
 
 Prints one JSON line a figure and draws learned against optimal policies. A unit (task, variant, seed) that is finished
 leaves a small file in the results folder, and is not run again while its settings stay the same; what is not finished
@@ -26,7 +26,7 @@ from trade_agent import safe_io
 
 FOLDER = Path(__file__).resolve().parents[1]
 RESULTS = FOLDER / "results/learning"
-DEFAULT_SEEDS = 5
+DEFAULT_SEEDS = 3
 
 
 def main() -> None:
@@ -57,7 +57,7 @@ def seeds_of(task: Task, seeds: int) -> int:
 
 
 def unit_path(results: Path, name: str, variant: str, seed: int) -> Path:
-    return results / f"{name}-{variant}-{seed}.json"
+    return results / name / f"{variant}_{seed}.json"
 
 
 def settings(task: Task, variant: str) -> list[str]:
@@ -76,7 +76,6 @@ def finished(results: Path, name: str, variant: str, seed: int) -> dict[str, Any
 
 def run_missing(units: list[tuple[str, str, int]], results: Path, workers: int) -> None:
     """Run every unit that is not finished, one file each; a unit that fails is told and left unfinished."""
-    results.mkdir(parents=True, exist_ok=True)
     missing = [unit for unit in units if finished(results, *unit) is None]
     if not missing:
         return
@@ -98,9 +97,16 @@ def run_unit(name: str, variant: str, seed: int, results: Path) -> None:
     with tempfile.TemporaryDirectory() as folder:
         overrides = settings(task, variant)[:-1]
         result = task.learn(tuple(overrides), seed, task.env_steps, Path(folder))
+    path = unit_path(results, name, variant, seed)
+    path.parent.mkdir(parents=True, exist_ok=True)
     safe_io.write_json(
-        unit_path(results, name, variant, seed),
-        {"settings": settings(task, variant), "seconds": round(time.monotonic() - started, 1), **result},
+        path,
+        {
+            "settings": settings(task, variant),
+            "seconds": round(time.monotonic() - started, 1),
+            "machine": machine(),
+            **result,
+        },
     )
 
 
@@ -113,7 +119,7 @@ def report(names: list[str], variants: list[str] | None, seeds: int, results: Pa
             stored = [finished(results, name, variant, seed) for seed in range(1, wanted + 1)]
             known = [result for result in stored if result is not None]
             for line in figures(name, variant, task, known, wanted):
-                print(json.dumps({key: rounded(value) for key, value in line.items()} | machine()), flush=True)
+                print(json.dumps({key: rounded(value) for key, value in line.items()}), flush=True)
             if known and name in AXES:
                 curves[variant] = known[0]["curve"]
         if curves:
