@@ -9,5 +9,7 @@ from trade_agent.agents.torchrl_modules import sac_loss
 
 def measure(repeats: int) -> None:
     torch.manual_seed(0)
-    agent = SAC(observation_dim=FEATURES + PRIVATE, action_dim=1, hidden_dims=HIDDEN)
+    agent = SAC(
+        observation_dim=FEATURES + PRIVATE, action_dim=1, hidden_dims=HIDDEN, max_grad_norm=None, initial_alpha=1.0
+    )
     measure_updates("G9 SAC update", agent, sac_loss(agent), targets=(1.4, 1.9), repeats=repeats)

@@ -9,5 +9,5 @@ from trade_agent.agents.torchrl_modules import td3_loss
 
 def measure(repeats: int) -> None:
     torch.manual_seed(0)
-    agent = TD3(observation_dim=FEATURES + PRIVATE, action_dim=1, hidden_dims=HIDDEN)
+    agent = TD3(observation_dim=FEATURES + PRIVATE, action_dim=1, hidden_dims=HIDDEN, max_grad_norm=None)
     measure_updates("G10 TD3 update", agent, td3_loss(agent), targets=(1.4, None), repeats=repeats)

@@ -14,7 +14,9 @@ from trade_agent.agents.base import clip_gradients, td_target
 from trade_agent.agents.builders import AGENT_BUILDERS, agent_from_spec
 from trade_agent.agents.sac import SAC
 from trade_agent.agents.td3 import TD3
+from trade_agent.config.load import compose_config, load_config
 from trade_agent.errors import ConfigError
+from trade_agent.training.models import agent_spec
 
 NAMES = sorted(AGENT_BUILDERS)
 
@@ -60,6 +62,14 @@ def test_spec_rebuilds_the_agent(name):
     other.load_state_dict(agent.state_dict())
     observation = torch.randn(3, 5)
     assert_close(other.act(observation, deterministic=True).action, agent.act(observation, deterministic=True).action)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_constructor_has_the_defaults_of_the_config(name):
+    model = load_config(compose_config(["stage=rl", f"model={name}"])).model
+    configured = agent_spec(model, observation_dim=5, action_dim=2)
+    agent = AGENT_BUILDERS[name](observation_dim=5, action_dim=2)
+    assert {key: agent.spec()[key] for key in configured} == configured
 
 
 def test_a_spec_that_does_not_fit_is_refused():

@@ -52,13 +52,25 @@ def ledger(series: MarketSeries, rules: MarketRules, weights: np.ndarray) -> lis
         nonlocal cash
         worth = cash + shares @ price
         unit = worth if rules.sizing == "equity" else rules.initial_equity
-        for a in range(len(shares)) if decided >= 0 and worth > level else ():
-            wish = weights[decided, a] * unit / price[a]
-            amount = abs(wish - shares[a]) * price[a]
-            if tradable[decided, a] and open_for[a] and amount > max(rules.no_trade_band, 1e-9) * unit:
+        if decided < 0 or worth <= level:
+            return
+        smallest = max(rules.no_trade_band, 1e-9) * unit
+        wishes = {}
+        for a in range(len(shares)):
+            order = weights[decided, a] * unit
+            if tradable[decided, a] and open_for[a] and abs(order - shares[a] * price[a]) > smallest:
+                wishes[a] = order
+        idle = sum(abs(shares[a] * price[a]) for a in range(len(shares)) if a not in wishes)
+        asked = sum(abs(wish) for wish in wishes.values())
+        room = max(rules.max_leverage * unit - idle, 0.0)
+        share = room / asked if asked > room else 1.0
+        for a, order in wishes.items():
+            wish = share * order
+            amount = abs(wish - shares[a] * price[a])
+            if amount > 1e-9 * unit:
                 fee = max(rules.commission_bps * amount / 1e4, rules.commission_min)
                 fee += (rules.half_spread_bps + rules.slippage_bps) * amount / 1e4 + rules.impact * amount**2 / unit
-                cash, shares[a] = cash - (wish - shares[a]) * price[a] - fee, wish
+                cash, shares[a] = cash - (wish - shares[a] * price[a]) - fee, wish / price[a]
 
     for t in range(len(weights)):
         if rules.fill == "same_close":
@@ -80,13 +92,14 @@ def ledger(series: MarketSeries, rules: MarketRules, weights: np.ndarray) -> lis
 
 
 def drawn_actions(seed: int, num_assets: int) -> torch.Tensor:
-    """Random actions with holds and full flips among them, [S, 1, A]."""
+    """Random actions with repeats, full flips and missing orders (NaN) among them, [S, 1, A]."""
     rng = np.random.default_rng(seed)
     actions = rng.uniform(-1.3, 1.3, size=(NUM_BARS - 1, num_assets))
     actions = np.where(rng.random(actions.shape) < 0.3, np.sign(actions), actions)
     for s in range(1, len(actions)):
         if rng.random() < 0.3:
             actions[s] = actions[s - 1]
+    actions[rng.random(actions.shape) < 0.1] = np.nan
     return torch.tensor(actions).unsqueeze(1)
 
 

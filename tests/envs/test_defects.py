@@ -47,6 +47,10 @@ def test_by_default_orders_fill_at_the_next_open_and_cost_something(default: Rul
     assert rules.financing_rate > 0.0
 
 
+def test_the_market_has_one_set_of_defaults() -> None:
+    assert default_rules() == MarketRules()
+
+
 # What each setting of the market is changed to; the play below must come out differently.
 CHANGED: dict[str, Any] = {
     "fill": "next_close",

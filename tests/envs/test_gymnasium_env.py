@@ -215,6 +215,54 @@ def test_the_data_ends_as_a_truncation(arguments: Callable[..., dict[str, Any]])
     assert env.step(action)[2:4] == (False, True)
 
 
+@pytest.mark.parametrize("positions", [None, (-1.0, 0.0, 1.0)])
+def test_a_step_that_cannot_be_made_says_so_in_the_terms_of_gymnasium(
+    positions: tuple[float, ...] | None, arguments: Callable[..., dict[str, Any]]
+) -> None:
+    env = MarketGymEnv(**arguments(episode_bars=2, positions=positions))
+    action = env.action_space.sample()
+    with pytest.raises(gymnasium.error.ResetNeeded, match="step came before reset"):
+        env.step(action)
+    env.reset(seed=0)
+    env.step(action)
+    env.step(action)
+    with pytest.raises(gymnasium.error.ResetNeeded, match="the episode is over"):
+        env.step(action)
+    env.reset(seed=0)
+    env.step(action)
+
+
+@pytest.mark.parametrize(
+    ("positions", "action", "message"),
+    [
+        (None, [0.1], r"shape \(1,\)"),
+        (None, [[[0.1, 0.2]]], r"shape \(1, 1, 2\)"),
+        (None, [float("nan"), 0.0], "not finite"),
+        ((-1.0, 0.0, 1.0), [3, 0], "index of the 3 positions"),
+        ((-1.0, 0.0, 1.0), [0, -1], "index of the 3 positions"),
+        ((-1.0, 0.0, 1.0), [0.0, 1.0], "index of the 3 positions"),
+    ],
+)
+def test_what_is_no_action_is_refused_and_changes_nothing(
+    positions: tuple[float, ...] | None, action: Any, message: str, arguments: Callable[..., dict[str, Any]]
+) -> None:
+    env = MarketGymEnv(**arguments(positions=positions))
+    _, before = env.reset(seed=0)
+    with pytest.raises(gymnasium.error.InvalidAction, match=message):
+        env.step(np.array(action))
+    *_, info = env.step(env.action_space.sample())
+    assert info["bar"] == before["bar"] + 1
+
+
+def test_a_batch_that_was_not_reset_or_lacks_actions_is_refused(arguments: Callable[..., dict[str, Any]]) -> None:
+    env = MarketVectorEnv(**arguments(), num_envs=3)
+    with pytest.raises(gymnasium.error.ResetNeeded):
+        env.step(np.zeros((3, 2)))
+    env.reset(seed=0)
+    with pytest.raises(gymnasium.error.InvalidAction, match=r"2 for each of 3 accounts"):
+        env.step(np.zeros((2, 2)))
+
+
 def test_what_is_returned_is_not_the_state(arguments: Callable[..., dict[str, Any]]) -> None:
     env = MarketVectorEnv(**arguments(random_starts=False), num_envs=2)
     observation, info = env.reset(seed=0)
@@ -222,7 +270,7 @@ def test_what_is_returned_is_not_the_state(arguments: Callable[..., dict[str, An
     info["equity"][:] = 7.0
     info["bar"][:] = 0
     _, _, _, _, info = env.step(np.zeros((2, 2), dtype=np.float32))
-    assert info["equity"].tolist() == [1e6, 1e6]
+    assert info["equity"].tolist() == [1e5, 1e5]
     assert info["bar"].tolist() == [6, 6]
 
 

@@ -237,6 +237,58 @@ def test_the_gross_limit_binds_at_the_fill(free_rules: Rules, random_series: Ser
     assert float(gross) == pytest.approx(150.0)
 
 
+NAN = float("nan")
+
+
+def two_assets(*rows: tuple[float, float], tradable: Sequence[Sequence[bool]] | None = None) -> MarketSeries:
+    """Bars whose open is the close before and whose close is the price given."""
+    close = torch.tensor(rows, dtype=torch.float64)
+    mask = torch.ones_like(close, dtype=torch.bool) if tradable is None else torch.tensor(tradable)
+    return MarketSeries(torch.cat((close[:1], close[:-1])), close, mask)
+
+
+def test_an_asset_without_an_order_leaves_the_orders_of_the_others_alone(free_rules: Rules) -> None:
+    series = two_assets((10.0, 20.0), (10.0, 20.0), (20.0, 20.0), (20.0, 20.0))
+    # Buy 5 of the first (weight 1/2). It doubles: equity 150, of which 100 are in it. Then the second is ordered alone.
+    states, results = play(series, free_rules(), [[0.5, 0.0], [NAN, NAN], [NAN, -0.2]])
+    assert [state.units[0].tolist() for state in states[1:]] == [[5.0, 0.0], [5.0, 0.0], [5.0, -1.5]]
+    assert [float(result.turnover) for result in results] == pytest.approx([0.5, 0.0, 0.2])
+
+
+def test_what_does_not_trade_counts_within_the_gross_limit(free_rules: Rules) -> None:
+    series = two_assets((10.0, 20.0), (10.0, 20.0), (20.0, 20.0), (20.0, 20.0))
+    # As above, 100 of 150 are held: an order for 0.9 of 150 = 135 finds room for 50, which is 2.5 at 20.
+    states, _ = play(series, free_rules(), [[0.5, 0.0], [NAN, NAN], [NAN, -0.9]])
+    assert states[-1].units[0].tolist() == pytest.approx([5.0, -2.5])
+    # A position inside the no-trade band does not trade either: 0.6 is ordered where 2/3 is held.
+    states, _ = play(series, free_rules(no_trade_band=0.1), [[0.5, 0.0], [NAN, NAN], [0.6, -0.4]])
+    assert states[-1].units[0].tolist() == pytest.approx([5.0, -2.5])
+
+
+def test_a_suspended_position_counts_within_the_gross_limit(free_rules: Rules) -> None:
+    series = two_assets((10.0, 20.0), (10.0, 20.0), (10.0, 20.0), tradable=[[True, True], [True, True], [False, True]])
+    states, _ = play(series, free_rules(), [[0.8, 0.0], [0.0, 1.0]])
+    assert states[-1].units[0].tolist() == pytest.approx([8.0, 1.0])
+
+
+def test_an_order_without_room_pays_no_fee(free_rules: Rules) -> None:
+    series = two_assets((10.0, 20.0), (10.0, 20.0), (30.0, 20.0), (30.0, 20.0))
+    # All of it in the first asset; the second finds no room, and a commission of 3 is due for the one purchase alone.
+    states, results = play(series, free_rules(commission_min=3.0), [[1.0, 0.0], [NAN, NAN], [NAN, 0.5]])
+    assert [float(result.cost) for result in results] == [3.0, 0.0, 0.0]
+    assert states[-1].units[0].tolist() == [10.0, 0.0]
+    assert [int(state.bars_since_trade) for state in states] == [0, 0, 1, 2]
+
+
+def test_a_late_order_that_is_none_shows_the_weight_held(free_rules: Rules) -> None:
+    series = two_assets(*[(10.0, 20.0)] * 5)
+    rules = free_rules(latency_bars=1)
+    states, _ = play(series, rules, [[0.5, 0.25], [0.5, 0.25], [NAN, 0.0]])
+    fields = account_fields(rules, 2)
+    row = dict(zip(fields, account_observation(series, rules, states[-1])[0].tolist(), strict=True))
+    assert (row["pending_0_0"], row["pending_0_1"]) == (0.5, 0.0)
+
+
 def test_a_suspended_asset_keeps_its_position_at_the_last_price(price_series: Series, free_rules: Rules) -> None:
     series = price_series(
         [100.0, 100.0, 110.0, 110.0, 90.0, 90.0],

@@ -8,7 +8,14 @@ from trade_agent.envs.market import MarketRules, MarketSeries
 from trade_agent.errors import ConfigError, TrainingDivergedError
 from trade_agent.evaluation.backtest import cost_sensitivity, costs_modelled, run_policy, simulate
 
-FREE = MarketRules(commission_bps=0.0, half_spread_bps=0.0, slippage_bps=0.0, borrow_rate=0.0, financing_rate=0.0)
+FREE = MarketRules(
+    initial_equity=1e6,
+    commission_bps=0.0,
+    half_spread_bps=0.0,
+    slippage_bps=0.0,
+    borrow_rate=0.0,
+    financing_rate=0.0,
+)
 
 
 def series(open_: np.ndarray, close: np.ndarray) -> MarketSeries:

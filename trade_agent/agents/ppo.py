@@ -35,7 +35,7 @@ def standardise(values: Tensor) -> Tensor:
 
 
 class PPO(nn.Module):
-    """Separate policy and value networks.
+    """Separate policy and value networks; defaults are those of conf/model/ppo.yaml.
 
     ``policy`` is ``gaussian`` (squashed by tanh; its standard deviation, at first exp(``initial_log_std``), is a free
     parameter of each action dimension), ``beta`` or ``categorical`` over the given ``actions``: see agents/policies.py.

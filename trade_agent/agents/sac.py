@@ -40,6 +40,8 @@ class SACLosses(NamedTuple):
 class SAC(nn.Module):
     """Squashed Gaussian policy, two critics and their targets, temperature alpha as log alpha.
 
+    Defaults are those of conf/model/sac.yaml.
+
     ``target_entropy`` None means -dim(A); ``layer_norm`` is of the critics. ``update`` takes a batch in the TorchRL
     layout (``transition_batch``). All losses are taken at the weights before the step. Uniformly random actions at the
     start are the training loop's part.
@@ -53,7 +55,7 @@ class SAC(nn.Module):
         *,
         observation_dim: int,
         action_dim: int,
-        hidden_dims: Sequence[int] = (256, 256),
+        hidden_dims: Sequence[int] = (64, 64),
         activation: str = "relu",
         layer_norm: bool = False,
         actor_learning_rate: float = 3e-4,
@@ -61,9 +63,9 @@ class SAC(nn.Module):
         alpha_learning_rate: float = 3e-4,
         gamma: float = 0.99,
         tau: float = 0.005,
-        initial_alpha: float = 1.0,
+        initial_alpha: float = 0.1,
         target_entropy: float | None = None,
-        max_grad_norm: float | None = None,
+        max_grad_norm: float | None = 10.0,
         adam_eps: float = 1e-8,
         normalise_observation: bool = False,
         normalise_reward: bool = False,

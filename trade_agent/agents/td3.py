@@ -30,6 +30,8 @@ from trade_agent.networks.mlp import StackedMLP, build_mlp
 class TD3(nn.Module):
     """Deterministic tanh policy, two critics (with ``layer_norm``: theirs alone), targets of all three.
 
+    Defaults are those of conf/model/td3.yaml.
+
     Actor and targets are updated once in ``policy_delay`` updates; the count is part of ``optimizer_state``. ``update``
     takes a batch in the TorchRL layout (``transition_batch``). Losses are taken at the weights before the step.
     """
@@ -42,7 +44,7 @@ class TD3(nn.Module):
         *,
         observation_dim: int,
         action_dim: int,
-        hidden_dims: Sequence[int] = (256, 256),
+        hidden_dims: Sequence[int] = (64, 64),
         activation: str = "relu",
         layer_norm: bool = False,
         actor_learning_rate: float = 3e-4,
@@ -53,7 +55,7 @@ class TD3(nn.Module):
         exploration_noise: float = 0.1,
         target_noise: float = 0.2,
         target_noise_clip: float = 0.5,
-        max_grad_norm: float | None = None,
+        max_grad_norm: float | None = 10.0,
         adam_eps: float = 1e-8,
         normalise_observation: bool = False,
         normalise_reward: bool = False,

@@ -46,15 +46,21 @@ def equity_at(account: Account, price: Tensor) -> Tensor:
 def fill(rules: MarketRules, account: Account, target: Tensor, price: Tensor, base: Tensor, allowed: Tensor) -> Fill:
     """Trade towards target weights [N, A] at price [N, A].
 
+    target: NaN is no order for that asset; the others are traded all the same.
     base: [N] money that a weight of 1 stands for, as a rule the net asset value at ``price`` before the trade, so that
         limits hold at the fill.
     allowed: [N, A] bool, where an order is executed at all.
-    A flip closes the old position and opens the new one: the whole distance is traded and paid for.
+    A flip closes the old position and opens the new one: the whole distance is traded and paid for. The no-trade band
+    looks at the order as it was given; an order that the gross limit leaves nothing to trade for costs nothing.
     """
     value = base.unsqueeze(-1)
     desired = target * value / price
     change = (desired - account.units) * price
     trade = (change.abs() > max(rules.no_trade_band, SMALLEST_TRADE) * value) & allowed
+    if target.shape[-1] > 1:  # one asset that trades keeps nothing beside it, and its order is within the limit
+        desired = desired * _share_of_order(rules, account, desired, price, base, trade).unsqueeze(-1)
+        change = (desired - account.units) * price
+        trade = trade & (change.abs() > SMALLEST_TRADE * value)
     units = torch.where(trade, desired, account.units)
     spent = torch.where(trade, change, 0.0)
     notional = spent.abs()
@@ -65,6 +71,16 @@ def fill(rules: MarketRules, account: Account, target: Tensor, price: Tensor, ba
     kept_fraction = kept / torch.where(account.units == 0.0, 1.0, account.units)
     basis = account.basis * kept_fraction + (units - kept) * price
     return Fill(Account(units, basis, account.cash - total(spent) - cost), cost, traded / base.clamp(min=TINY))
+
+
+def _share_of_order(
+    rules: MarketRules, account: Account, desired: Tensor, price: Tensor, base: Tensor, trade: Tensor
+) -> Tensor:
+    """[N] in [0, 1]: what the gross limit leaves of the orders, when what does not trade is counted first."""
+    kept = total(torch.where(trade, 0.0, account.units * price).abs())
+    ordered = total(torch.where(trade, desired * price, 0.0).abs())
+    room = (rules.max_leverage * base - kept).clamp(min=0.0)
+    return (room / ordered.clamp(min=TINY)).clamp(max=1.0)
 
 
 def _trading_cost(rules: MarketRules, trade: Tensor, notional: Tensor, traded: Tensor, base: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ import gymnasium
 import numpy as np
 import torch
 from gymnasium import spaces
+from gymnasium.error import InvalidAction, ResetNeeded
 from gymnasium.utils import seeding
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
@@ -67,19 +68,37 @@ class _Accounts:
             self.state = auto_reset(self.series, self.rules, self.state, mask, start, end)
 
     def observation(self) -> Array:
-        assert self.state is not None, "reset comes first"
+        assert self.state is not None
         return _numpy(observe(self.series, self.rules, self.features, self.state, self.window_bars))
 
     def step(self, action: Array) -> tuple[Array, Array, Array, dict[str, Array]]:
-        """Reward, terminated, truncated and info, each [N]."""
-        assert self.state is not None, "reset comes first"
-        choice = torch.as_tensor(action, device=self.device).reshape(-1, self.series.num_assets)
-        if self.positions is not None:
-            choice = self.positions[choice]
-        self.state, result = step(self.series, self.rules, self.state, choice)
+        """Reward, terminated, truncated and info, each [N].
+
+        Raises ResetNeeded before the first reset, InvalidAction for what is no action of every account.
+        """
+        if self.state is None:
+            raise ResetNeeded("step came before reset; call reset first")
+        self.state, result = step(self.series, self.rules, self.state, self._chosen(action, self.state.t.shape[0]))
         info = self.info()
         info |= {name: _numpy(getattr(result, name)) for name in ("cost", "financing", "turnover")}
         return _numpy(result.reward.to(torch.float64)), _numpy(result.terminated), _numpy(result.truncated), info
+
+    def _chosen(self, action: Any, num_accounts: int) -> Tensor:
+        """Actions [N, A] in [-1, 1] (what lies outside is clipped by the market)."""
+        wanted = np.asarray(action)
+        num_assets = self.series.num_assets
+        if wanted.size != num_accounts * num_assets or wanted.ndim > 2:
+            raise InvalidAction(
+                f"an action of shape {wanted.shape} is not {num_assets} for each of {num_accounts} accounts"
+            )
+        choice = torch.as_tensor(wanted, device=self.device).reshape(num_accounts, num_assets)
+        if self.positions is None:
+            if not np.isfinite(wanted).all():
+                raise InvalidAction(f"the action {wanted} is not finite")
+            return choice
+        if not np.issubdtype(wanted.dtype, np.integer) or wanted.min() < 0 or wanted.max() >= len(self.positions):
+            raise InvalidAction(f"the action {wanted} is not an index of the {len(self.positions)} positions")
+        return self.positions[choice]
 
     def info(self) -> dict[str, Array]:
         """equity and cost in money, turnover as a fraction of equity, bar: the bar observed; all of the last step."""
@@ -141,16 +160,22 @@ class MarketGymEnv(gymnasium.Env[Array, Any]):
         )
         self.observation_space = self._accounts.observation_space
         self.action_space = self._accounts.action_space
+        self._over = False
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Array, dict[str, Any]]:
         super().reset(seed=seed)
         start = (options or {}).get("start")
         rows = [self._accounts.draw(self.np_random)] if start is None else self._accounts.given(start, 1)
         self._accounts.start(np.asarray(rows))
+        self._over = False
         return self._accounts.observation()[0], _first(self._accounts.info())
 
     def step(self, action: Any) -> tuple[Array, float, bool, bool, dict[str, Any]]:
+        """Raises ResetNeeded when no episode is running, InvalidAction for what is no action."""
+        if self._over:
+            raise ResetNeeded("the episode is over; call reset first")
         reward, terminated, truncated, info = self._accounts.step(action)
+        self._over = bool(terminated[0] | truncated[0])
         observation = self._accounts.observation()[0]
         return observation, float(reward[0]), bool(terminated[0]), bool(truncated[0]), _first(info)
 
@@ -221,6 +246,7 @@ class MarketVectorEnv(VectorEnv[Array, Any, Array]):
         return self._accounts.observation(), self._accounts.info()
 
     def step(self, actions: Any) -> tuple[Array, Array, Array, Array, dict[str, Any]]:
+        """Raises ResetNeeded before the first reset, InvalidAction for what is no action of every account."""
         reward, terminated, truncated, info = self._accounts.step(actions)
         observation = self._accounts.observation()
         done = terminated | truncated

@@ -32,7 +32,7 @@ class Task(NamedTuple):
     max_episode_steps: int | None
 
 
-class Episodes(NamedTuple):
+class PlayedEpisodes(NamedTuple):
     """Finished episodes, one value each."""
 
     returns: Floats  # sum of rewards, neither scaled nor discounted
@@ -150,7 +150,7 @@ def rescale(action: Tensor, box: Box) -> NDArray[Any]:
     return (low + unit * (high - low)).astype(box.dtype)
 
 
-def play(act: Act, task_id: str, *, seeds: Sequence[int], device: torch.device | str = "cpu") -> Episodes:
+def play(act: Act, task_id: str, *, seeds: Sequence[int], device: torch.device | str = "cpu") -> PlayedEpisodes:
     """One whole episode for each seed, played side by side, with the actions of `act`."""
     envs = [make_env(task_id) for _ in seeds]
     box = envs[0].action_space
@@ -169,4 +169,4 @@ def play(act: Act, task_id: str, *, seeds: Sequence[int], device: torch.device |
         running = running[~done]
     for env in envs:
         env.close()
-    return Episodes(returns, lengths)
+    return PlayedEpisodes(returns, lengths)

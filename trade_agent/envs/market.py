@@ -109,7 +109,7 @@ def step(
     The account is checked against ``rules.ruin_equity`` at the open of t+1 and again at its close. At or below it the
     account is ruined: everything is booked out at that very price, however far beyond the level it gapped, an order
     that was to fill later in the bar does not, and the account stays as it is if stepped again. A truncated account
-    must be reset before the next step. A NaN action is no order.
+    must be reset before the next step. NaN in an action is no order for that asset.
     """
     next_t = torch.minimum(state.t + 1, state.end)
     open_price, close_price = series.open.index_select(0, next_t), series.close.index_select(0, next_t)
@@ -219,8 +219,8 @@ def account_fields(rules: MarketRules, num_assets: int) -> tuple[str, ...]:
 def account_observation(series: MarketSeries, rules: MarketRules, state: MarketState) -> Tensor:
     """The account as [N, K] float32, free of scale: K as in ``account_fields``.
 
-    weight, unrealised profit and cash are fractions of what the rules size by; tradable is 0 or 1; drawdown is in
-    [0, 1]; log_bars_since_trade is log(1 + bars) / 10.
+    weight, unrealised profit and cash are fractions of what the rules size by; tradable is 0 or 1; a place in the queue
+    without an order shows the weight held; drawdown is in [0, 1]; log_bars_since_trade is log(1 + bars) / 10.
     """
     base = rules.base(state.equity).clamp(min=TINY)
     unrealised = state.weights - state.basis / base.unsqueeze(-1)
@@ -228,5 +228,7 @@ def account_observation(series: MarketSeries, rules: MarketRules, state: MarketS
     cash = 1.0 - total(state.weights) if rules.sizing == "equity" else state.cash / base
     drawdown = (1.0 - state.equity / state.peak).clamp(max=1.0)
     quiet = _LOG_BARS_SCALE * torch.log1p(state.bars_since_trade.to(torch.float64))
-    columns = (state.weights, unrealised, tradable, state.pending.flatten(1), torch.stack((cash, drawdown, quiet), -1))
+    held = state.weights.unsqueeze(1)
+    pending = torch.where(state.pending.isnan(), held, state.pending) if rules.latency_bars else state.pending
+    columns = (state.weights, unrealised, tradable, pending.flatten(1), torch.stack((cash, drawdown, quiet), -1))
     return torch.cat(columns, dim=-1).to(torch.float32)

@@ -40,8 +40,9 @@ class MarketRules:
     sizing: what weights, turnover and rewards are fractions of: ``equity`` as it stands at the fill, or
         ``fixed_notional``, the initial equity throughout, so that profits add up instead of compounding.
     latency_bars: further bars until the fill; orders on their way are part of the observation.
-    max_leverage: bound on the sum of absolute target weights. max_weight: bound on each. Both bind the order; between
-        fills weights drift with prices, and a suspended asset keeps its weight.
+    max_leverage: bound on the sum of absolute weights at a fill, what does not trade there included: orders share what
+        is left. max_weight: bound on each target. Between fills weights drift with prices, and a suspended asset keeps
+        its weight.
     allow_short: whether target weights may be negative.
     commission_bps, commission_min: commission per order, the larger of basis points of the traded value and an amount
         of money. Without a minimum the basis points may be a tensor [N], a rate for each account.
@@ -55,7 +56,7 @@ class MarketRules:
         drawdown_penalised. reward_floor: no reward is below it.
     maintenance: fraction of initial_equity at or below which the account is ruined and the episode terminated.
 
-    Raises ConfigError naming the field.
+    The defaults are those of conf/env/market.yaml. Raises ConfigError naming the field.
     """
 
     fill: str = "next_open"
@@ -70,7 +71,7 @@ class MarketRules:
     slippage_bps: float = 1.0
     impact: float = 0.0
     borrow_rate: float = 0.01
-    financing_rate: float = 0.05
+    financing_rate: float = 0.03
     periods_per_year: float = 252.0
     no_trade_band: float = 0.0
     reward: str = "log_return"
@@ -78,9 +79,9 @@ class MarketRules:
     sharpe_volatility_floor: float = 1e-3
     risk_aversion: float = 1.0
     drawdown_penalty: float = 1.0
-    reward_floor: float = -3.0
-    maintenance: float = 0.1
-    initial_equity: float = 1e6
+    reward_floor: float = -5.0
+    maintenance: float = 0.2
+    initial_equity: float = 1e5
 
     def __post_init__(self) -> None:
         if self.fill not in FILLS:
@@ -131,13 +132,14 @@ def target_weights(rules: MarketRules, action: Tensor) -> Tensor:
     """Target weights [N, A] float64 of an action [N, A] in [-1, 1], clipped to it.
 
     -1 maps to the lowest allowed weight (-max_weight, or 0 without short selling), 1 to max_weight; then all weights of
-    an account shrink by one factor where their gross sum exceeds max_leverage.
+    an account shrink by one factor where their gross sum exceeds max_leverage. NaN, no order for that asset, stays NaN
+    and does not count.
     """
     clipped = action.to(torch.float64).clamp(-1.0, 1.0)
     weights = clipped * rules.max_weight if rules.allow_short else (clipped + 1.0) * (0.5 * rules.max_weight)
     if weights.shape[-1] * rules.max_weight <= rules.max_leverage:
         return weights  # the gross limit cannot bind
-    gross = weights.abs().sum(-1, keepdim=True)
+    gross = weights.abs().nansum(-1, keepdim=True)
     return weights * (rules.max_leverage / gross.clamp(min=rules.max_leverage))
 
 

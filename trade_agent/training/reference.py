@@ -18,7 +18,7 @@ from trade_agent.agents.base import Agent
 from trade_agent.agents.builders import agent_from_spec
 from trade_agent.config.load import snapshot
 from trade_agent.config.schema import AgentModel, GymnasiumConfig, TrainingConfig
-from trade_agent.envs.gymnasium_tasks import Episodes, GymnasiumTasks, describe_task, play
+from trade_agent.envs.gymnasium_tasks import GymnasiumTasks, PlayedEpisodes, describe_task, play
 from trade_agent.registry.metadata import finite
 from trade_agent.training.agent_loop import History, loop_env_steps, train_in
 from trade_agent.training.checkpoint import Checkpoints
@@ -183,7 +183,7 @@ def train_task(
 
 
 @torch.no_grad()
-def evaluate(agent: Agent, task_id: str, first_seed: int, episodes: int, device: torch.device) -> Episodes:
+def evaluate(agent: Agent, task_id: str, first_seed: int, episodes: int, device: torch.device) -> PlayedEpisodes:
     """Whole episodes of the deterministic policy."""
 
     def act(observation: Tensor) -> Tensor:
