@@ -14,7 +14,6 @@ from rich.table import Table
 from trade_agent import __version__
 from trade_agent.commands.registry import registry_app
 from trade_agent.commands.shared import DEFAULT_MODELS, Json, Models, open_registry, print_json
-from trade_agent.config.schema import ALGORITHMS
 from trade_agent.errors import ConfigError, DataError
 from trade_agent.registry.store import ModelRegistry
 
@@ -99,6 +98,8 @@ def train_hybrid(
     optimize: Optimize = False,
 ) -> None:
     """Stage 3: forecaster and agent in one network, jointly optimised."""
+    from trade_agent.config.schema import ALGORITHMS
+
     if model not in ALGORITHMS:
         raise ConfigError(f"--model {model} is not an algorithm", f"use one of {', '.join(ALGORITHMS)}")
     named = [*_named("upstream.cnn_lstm_model", cnn_lstm_model), *_named("upstream.rl_model", rl_model)]

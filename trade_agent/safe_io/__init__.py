@@ -13,7 +13,7 @@ checks first, so that every file the project writes can be read back.
     arrays        dicts of numpy arrays to .pkl bytes and back
     weights       digests of tensors
 
-Importing this package does not import torch: listing models must stay quick.
+Importing this package imports neither torch nor numpy: listing models must stay quick.
 """
 
 from trade_agent.safe_io.arrays import MAX_ARRAY_BYTES, dump_arrays, load_arrays

@@ -4,13 +4,14 @@ import io
 import math
 import pickle
 import sys
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from trade_agent.errors import UnsafeFileError
 from trade_agent.safe_io.pickles import PLAIN_OPCODES, Name, check_opcodes, unpickle, words
 from trade_agent.safe_io.plain import check_plain, copy_plain
+
+if TYPE_CHECKING:
+    import numpy as np
 
 MAX_ARRAY_BYTES = 256 * 1024**2
 _OPCODES = PLAIN_OPCODES | {"FRAME", "MEMOIZE", "STACK_GLOBAL", "SHORT_BINUNICODE", "BYTEARRAY8"}
@@ -21,6 +22,8 @@ class _ArrayPickler(pickle.Pickler):
     """Writes an array as ``numpy.ndarray(shape, dtype, buffer)``, which any pickle reader understands."""
 
     def reducer_override(self, obj: Any) -> Any:
+        import numpy as np
+
         if type(obj) is np.ndarray:
             return np.ndarray, (obj.shape, sys.intern(obj.dtype.str), bytearray(obj.tobytes()))
         return NotImplemented
@@ -31,6 +34,8 @@ def dump_arrays(state: dict[Any, Any]) -> bytes:
 
     Equal states give equal bytes. Other values raise ValueError with their place: write times as ISO text or integers.
     """
+
+    import numpy as np
 
     def leaf(obj: Any, where: str) -> Any:
         if type(obj) is not np.ndarray:
@@ -49,11 +54,13 @@ def dump_arrays(state: dict[Any, Any]) -> bytes:
 
 def load_arrays(data: bytes, *, name: str) -> dict[Any, Any]:
     """Load what ``dump_arrays`` wrote; arrays are writable. ``name`` is the file that an UnsafeFileError names."""
+    import numpy as np
+
     if len(data) > MAX_ARRAY_BYTES:
         raise UnsafeFileError(f"{name} has {len(data)} bytes, more than the limit of {MAX_ARRAY_BYTES}")
     check_opcodes(data, name, _OPCODES, protocol=5)
 
-    def array(*arguments: Any) -> np.ndarray:
+    def array(*arguments: Any) -> "np.ndarray":
         shape, dtype, buffer = arguments
         if dtype not in _DTYPES or type(buffer) is not bytearray:
             raise UnsafeFileError("describes an array in an unknown way")

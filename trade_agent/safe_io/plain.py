@@ -3,8 +3,6 @@
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-import numpy as np
-
 from trade_agent.errors import UnsafeFileError
 
 MAX_DEPTH = 32
@@ -19,6 +17,8 @@ def copy_plain(obj: Any, where: str, leaf: Callable[[Any, str], Any], strings: d
     strings are made one object and containers are always copied: equal states then give equal bytes, whatever the
     interpreter shared.
     """
+    import numpy as np
+
     if depth > MAX_DEPTH:
         raise ValueError(f"{where} is nested more than {MAX_DEPTH} deep")
     if isinstance(obj, np.bool_ | np.integer | np.floating | np.str_):
