@@ -28,7 +28,7 @@ from trade_agent.training.model_registry import ModelRegistry, verify
 
 MLFLOW = "3.17.2"
 VENV = Path(__file__).resolve().parents[1] / ".venvs" / "mlflow"
-WRITERS, EACH = 8, 100
+WRITERS, EACH = 8, 50
 
 
 def main() -> None:
@@ -155,7 +155,7 @@ def mlflow(folder: Path) -> None:
     python = environment()
     for store, mode, each, target in (
         ("sqlite", "bare", 100, 10.0),
-        ("sqlite", "full", 15, 10.0),
+        ("sqlite", "full", 20, 10.0),
         ("file", "bare", 10, None),
     ):
         home = folder / f"{store}-{mode}"

@@ -37,11 +37,12 @@ def bare(client, source, run):
 
 
 def register_full(client):
+    from mlflow.entities import Metric, Param
+
     run = client.create_run("0").info
-    for number in range(20):
-        client.log_metric(run.run_id, f"metric_{number}", number / 7)
-    for name in ("seed", "recipe_hash", "contract_hash", "command"):
-        client.log_param(run.run_id, name, "0123456789")
+    metrics = [Metric(f"metric_{number}", number / 7, int(time.time() * 1000), 0) for number in range(20)]
+    params = [Param(name, "0123456789") for name in ("seed", "recipe_hash", "contract_hash", "command")]
+    client.log_batch(run.run_id, metrics=metrics, params=params)
     with tempfile.TemporaryDirectory() as folder:
         for name, size in (("model.pth", 50_000), ("preprocessor.pkl", 1_000), ("config.json", 500)):
             path = os.path.join(folder, name)
