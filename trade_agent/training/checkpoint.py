@@ -83,6 +83,9 @@ class Session:
 
         Raises CheckpointError for one that belongs to other work.
         """
+        if self.checkpoints.folder is not None:
+            for left_over in self.checkpoints.folder.glob(f".{self.piece}-*"):  # of a process killed while it wrote
+                left_over.unlink()
         for path, match in reversed(self._files()):
             try:
                 data = safe_io.read_bytes(path)

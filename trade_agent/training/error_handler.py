@@ -11,21 +11,21 @@ import torch
 from trade_agent import safe_io
 from trade_agent.errors import StoppedError, TradeAgentError
 
-START = "start"  # no stage is being trained yet
+START, RESUME = "start", "resume"  # no stage is being trained yet
 
 
 class TrainingErrorHandler:
     """Context manager around a run.
 
-    Once a stage is being trained, whatever ends the run leaves `error.json` in its folder: what went wrong, the remedy,
-    and the command that goes on from the last checkpoint. Before that nothing was started: wrong input (exit code 2)
-    leaves no file, and neither does a run that was asked to stop. The error goes on to the caller, an OSError as a
-    TradeAgentError of one line.
+    Once a stage is being trained, or was before this process `resumed` the run, whatever ends it leaves `error.json` in
+    its folder: what went wrong, the remedy, and the command that goes on from the last checkpoint. Before that nothing
+    was started: wrong input (exit code 2) leaves no file, and neither does a run that was asked to stop. The error goes
+    on to the caller, an OSError as a TradeAgentError of one line.
     """
 
-    def __init__(self, run_dir: Path, resume: str) -> None:
+    def __init__(self, run_dir: Path, resume: str, *, resumed: bool = False) -> None:
         self.run_dir, self.resume = run_dir, resume
-        self.stage = START
+        self.stage = RESUME if resumed else START
 
     def __enter__(self) -> Self:
         return self
@@ -43,6 +43,10 @@ class TrainingErrorHandler:
             safe_io.write_json(self.run_dir / "error.json", self.describe(error))
         if isinstance(error, OSError):
             raise TradeAgentError(f"{self.stage} failed: {error}", remedy_of(error)) from error
+
+    def settle(self) -> None:
+        """The run is done: what went wrong on the way is no news any more."""
+        (self.run_dir / "error.json").unlink(missing_ok=True)
 
     def describe(self, error: BaseException) -> dict[str, str]:
         """Plain fields of `error.json`."""

@@ -16,9 +16,8 @@ from torch import Tensor
 from trade_agent import safe_io
 from trade_agent.agents.base import Agent
 from trade_agent.agents.builders import agent_from_spec
-from trade_agent.config.load import snapshot
 from trade_agent.config.schema import AgentModel, GymnasiumConfig, TrainingConfig
-from trade_agent.envs.gymnasium_tasks import GymnasiumTasks, PlayedEpisodes, describe_task, play
+from trade_agent.envs.gymnasium_tasks import GymnasiumTasks, PlayedEpisodes, play
 from trade_agent.registry.metadata import finite
 from trade_agent.training.agent_loop import History, loop_env_steps, train_in
 from trade_agent.training.checkpoint import Checkpoints
@@ -26,7 +25,6 @@ from trade_agent.training.models import agent_spec, agent_to_state
 from trade_agent.training.progress import ProgressReporter
 from trade_agent.training.reinforcement import Best
 from trade_agent.training.report import write_history
-from trade_agent.training.resume import locked
 from trade_agent.training.stages.context import seed_everything
 
 # First seeds of episodes that no training sees: of the checks, by which a state is chosen, and of the final figure.
@@ -72,19 +70,13 @@ def run_reference(
     progress: ProgressReporter,
     checkpoints: Checkpoints,
 ) -> ReferenceResult:
-    """Train and evaluate; writes config.json, result.json, agent.pth, history.json and returns.png to `run_dir`.
-
-    Raises ConfigError for a task that cannot be made, before anything is written.
-    """
+    """Train and evaluate; writes result.json, agent.pth, history.json and returns.png to `run_dir`."""
     env_config, model, started = config.env, config.model, time.monotonic()
     assert isinstance(env_config, GymnasiumConfig)
     assert isinstance(model, AgentModel)
-    describe_task(env_config.id)
-    with locked(run_dir):
-        safe_io.write_json(run_dir / "config.json", snapshot(config))
-        agent, env_steps, history, checks = train_task(
-            config, env_config, model, device=device, progress=progress, checkpoints=checkpoints
-        )
+    agent, env_steps, history, checks = train_task(
+        config, env_config, model, device=device, progress=progress, checkpoints=checkpoints
+    )
     episodes = evaluate(agent, env_config.id, EVALUATION_SEEDS, env_config.evaluation_episodes, device)
     mean = float(episodes.returns.mean())
     safe_io.write_bytes(
@@ -113,7 +105,7 @@ def run_reference(
         run_id=config.run_id,
         trainer=config.trainer.name,
         environment=environment,
-        artefacts=["config.json", "history.json", "agent.pth", "returns.png"],
+        artefacts=["config.json", "run.json", "history.json", "agent.pth", "returns.png"],
     )
     safe_io.write_json(run_dir / "result.json", finite(dataclasses.asdict(result)))
     checkpoints.remove()

@@ -7,16 +7,59 @@ import os
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from trade_agent import safe_io
-from trade_agent.config.load import content, from_snapshot
+from trade_agent.config.load import content, from_snapshot, snapshot
 from trade_agent.config.schema import TrainingConfig
-from trade_agent.errors import ConfigError
+from trade_agent.errors import ConfigError, DataError
 
 
 def resume_command(run_dir: Path) -> str:
-    """The line that goes on with the run in a folder."""
-    return f"python train.py resume={shlex.quote(str(run_dir))}"
+    """The line that goes on with the run in a folder, from any other one."""
+    return f"python train.py resume={shlex.quote(str(run_dir.resolve()))}"
+
+
+def write_run(
+    run_dir: Path, config: TrainingConfig, *, environment: dict[str, Any], about: dict[str, Any] | None = None
+) -> None:
+    """What a run is, before it starts: `config.json`, and `run.json` with command, folder, versions and `about`.
+
+    A run that goes on keeps what is there.
+    """
+    if stored_run(run_dir).get("run_id") != config.run_id:
+        own = {"run_id": config.run_id, "command": config.command, "folder": os.getcwd(), "environment": environment}
+        safe_io.write_json(run_dir / "run.json", own | (about or {}))
+        safe_io.write_json(run_dir / "config.json", snapshot(config))
+
+
+def stored_run(run_dir: Path) -> dict[str, Any]:
+    """`run.json` of a folder; empty where none was begun there."""
+    path = run_dir / "run.json"
+    return dict(safe_io.read_json(path)) if path.is_file() else {}
+
+
+def require_same_data(run: dict[str, Any], fingerprint: str) -> None:
+    """Raise DataError when a run began on other data: what it has learned so far does not belong to these."""
+    before = run.get("data", {}).get("fingerprint", fingerprint)
+    if before != fingerprint:
+        raise DataError(
+            f"the data have changed since the run began: fingerprint {fingerprint[:12]}, then {before[:12]}",
+            "restore the file, or begin a new run",
+        )
+
+
+@contextlib.contextmanager
+def where_it_began(run_dir: Path) -> Iterator[None]:
+    """Work in the folder where a run was started: its relative paths (models, data) count from there."""
+    folder = stored_run(run_dir).get("folder", os.getcwd())
+    if not os.path.isdir(folder):
+        raise ConfigError(
+            f"the run was started in {folder}, which is gone, and its relative paths count from there",
+            "put that folder back, with the models and the data of the run",
+        )
+    with contextlib.chdir(folder):
+        yield
 
 
 def continued(config: TrainingConfig, run_dir: Path) -> TrainingConfig | None:
@@ -42,8 +85,8 @@ def stored_config(run_dir: Path) -> TrainingConfig:
         raise ConfigError(f"resume={run_dir} is not the folder of a run", "name a folder that holds a config.json")
     if (run_dir / "result.json").exists():
         raise ConfigError(f"the run in {run_dir} is finished", "see its result.json")
-    command = safe_io.read_json(run_dir / "run.json")["command"] if (run_dir / "run.json").is_file() else ""
-    return dataclasses.replace(from_snapshot(safe_io.read_json(run_dir / "config.json")), command=command)
+    config = from_snapshot(safe_io.read_json(run_dir / "config.json"))
+    return dataclasses.replace(config, command=stored_run(run_dir).get("command", ""))
 
 
 @contextlib.contextmanager
@@ -55,9 +98,10 @@ def locked(run_dir: Path) -> Iterator[None]:
     run_dir.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(run_dir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ConfigError(f"another process is at work in {run_dir}", "wait for it, or stop it") from error
         yield
-    except BlockingIOError as error:
-        raise ConfigError(f"another process is at work in {run_dir}", "wait for it, or stop it") from error
     finally:
         os.close(descriptor)

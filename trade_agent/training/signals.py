@@ -13,7 +13,11 @@ EXIT_CODES = {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGUSR1: 75}
 
 
 class StopFlag:
-    """Set by the first signal. `resume` is the command that goes on, for the message."""
+    """Set by the first signal. `resume` is the command that goes on, for the message.
+
+    A second SIGINT does not wait for the boundary: a person who asks twice means it. SIGTERM often comes twice, from
+    the batch system and from the launcher, and means the same as once.
+    """
 
     def __init__(self, resume: str) -> None:
         self.resume = resume
@@ -31,9 +35,10 @@ class StopFlag:
             raise error
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.requested:  # asked twice: do not wait for the boundary
+        if self.signal is None:
+            self.signal = signal.Signals(number)
+        elif number == signal.SIGINT:
             self.raise_stopped()
-        self.signal = signal.Signals(number)
 
 
 @contextlib.contextmanager

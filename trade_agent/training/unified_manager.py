@@ -1,15 +1,20 @@
 """Plans a run, trains what is missing, judges and registers every stage, and reports."""
 
+import contextlib
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from datetime import datetime
 from pathlib import Path
+from typing import TypeVar
 
 from trade_agent import safe_io
 from trade_agent.config import schema
 from trade_agent.config.load import content, snapshot, with_run_id
 from trade_agent.config.schema import TrainingConfig
+from trade_agent.envs.gymnasium_tasks import describe_task
 from trade_agent.errors import ConfigError, RegistryError, TrainingDivergedError
 from trade_agent.evaluation.grading import MODEL_KINDS, GradePolicy, policy_from_dict
 from trade_agent.registry.environment import describe_environment
@@ -26,7 +31,16 @@ from trade_agent.training.progress import ProgressReporter
 from trade_agent.training.reference import ReferenceResult, run_reference
 from trade_agent.training.report import print_plan, print_result, write_history
 from trade_agent.training.results import TrainingResult
-from trade_agent.training.resume import continued, locked, resume_command, stored_config
+from trade_agent.training.resume import (
+    continued,
+    locked,
+    require_same_data,
+    resume_command,
+    stored_config,
+    stored_run,
+    where_it_began,
+    write_run,
+)
 from trade_agent.training.signals import StopFlag, stop_on_signals
 from trade_agent.training.stages import cnn_lstm, ensemble, hybrid, rl
 from trade_agent.training.stages.context import Parent, StageContext, StageOutcome
@@ -40,6 +54,7 @@ __all__ = [
 ]
 
 WORLD_SIZE = 1
+T = TypeVar("T")
 
 
 class UnifiedTrainingManager:
@@ -62,7 +77,10 @@ class UnifiedTrainingManager:
         device = config.device
         self.devices = DeviceManager(name=device.name, strict=device.strict, threads=device.threads)
         self.grading = grading_policy(config.grading)
-        self.environment = describe_environment()  # at the start: the files may change while a long run goes on
+        stored = stored_run(self.run_dir)
+        self.stored = stored if stored.get("run_id") == self.config.run_id else {}  # empty for a run that begins
+        # At the start: the files may change while a long run goes on.
+        self.environment: dict[str, str] = self.stored.get("environment") or describe_environment()
 
     def run(self) -> TrainingResult | ReferenceResult:
         """Train what the config asks for. Returns the result of the stage that the run is for, and prints it.
@@ -70,34 +88,58 @@ class UnifiedTrainingManager:
         With env=gymnasium that is one agent on one task, of which nothing is registered.
         """
         with (
-            TrainingErrorHandler(self.run_dir, self.stop.resume) as handler,
+            # Before anything can fail: what another process is at work on is not ours to write an error into.
+            locked(self.run_dir) if self.stored else contextlib.nullcontext(),
+            TrainingErrorHandler(self.run_dir, self.stop.resume, resumed=bool(self.stored)) as handler,
             stop_on_signals(self.stop),
         ):
             if isinstance(self.config.env, schema.GymnasiumConfig):
+                return self._train_on_task(self.config.env, handler)
+            return self._train_model(handler)
+
+    def _lock(self) -> AbstractContextManager[None]:
+        """The lock of a new run's folder, which is made only now that nothing is wrong with the input."""
+        return contextlib.nullcontext() if self.stored else locked(self.run_dir)
+
+    def _train_on_task(self, env: schema.GymnasiumConfig, handler: TrainingErrorHandler) -> ReferenceResult:
+        """A run on a gymnasium task, of which nothing is registered."""
+        describe_task(env.id)
+        with self._lock():
+            write_run(self.run_dir, self.config, environment=self.environment)
+            handler.stage = "reference"
+
+            def train(checkpoints: Checkpoints) -> ReferenceResult:
                 return run_reference(
                     self.config,
                     run_dir=self.run_dir,
                     device=self.devices.device,
                     environment=self.environment,
                     progress=self.progress,
-                    checkpoints=self._checkpoints("reference"),
+                    checkpoints=checkpoints,
                 )
-            return self._train_model(handler)
+
+            result = self._with_retries("reference", train)
+            handler.settle()
+        return result
 
     def _train_model(self, handler: TrainingErrorHandler) -> TrainingResult:
         """Train and register what the plan finds missing."""
         dataset, plan = self.prepare()
         print_plan(self.progress, plan, dataset, self.devices.report(), self.config)
-        require_parents(plan, self.config)
+        if self.stored:  # the plan was agreed to when the run began
+            require_same_data(self.stored, dataset.bars.fingerprint)
+        else:
+            require_parents(plan, self.config)
         check_writable(Path(self.config.paths.models))
         self.registry.signing.check(self.registry.root, writes=True)
-        with locked(self.run_dir):
+        with self._lock():
             self._write_run_files(dataset, plan)
             for planned in plan.stages:
                 if planned.found is None:
                     self.stop.raise_stopped()
                     handler.stage = planned.key
                     result, outcome = self.train_stage(planned, plan, dataset)
+            handler.settle()
         memory = self.devices.memory_used_bytes()
         print_result(self.progress, result, outcome.comparisons, memory, self.run_dir)
         return result
@@ -125,7 +167,11 @@ class UnifiedTrainingManager:
         folder = self.run_dir if target else self.run_dir / "upstream" / planned.key
         folder.mkdir(parents=True, exist_ok=True)
         self.progress.say(f"training {planned.key}")
-        outcome = self._train_with_retries(planned, plan, dataset, folder)
+
+        def train(checkpoints: Checkpoints) -> StageOutcome:
+            return self._run_stage(planned, plan, self._context(planned, plan, dataset, folder, checkpoints))
+
+        outcome = self._with_retries(planned.key, train)
         metadata = self._register(planned, plan, dataset, outcome)
         planned.found = metadata
         write_history(folder, outcome.history)
@@ -135,21 +181,19 @@ class UnifiedTrainingManager:
         self.progress.say(f"  registered {metadata.model_id} in {result.duration_seconds:.0f} s")
         return result, outcome
 
-    def _train_with_retries(
-        self, planned: PlannedStage, plan: Plan, dataset: MarketDataset, folder: Path
-    ) -> StageOutcome:
+    def _with_retries(self, key: str, train: Callable[[Checkpoints], T]) -> T:
         """Train; where that diverges, go back to the last checkpoint with half the learning rates, a few times."""
         while True:
-            context = self._context(planned, plan, dataset, folder)
+            checkpoints = self._checkpoints(key)
             try:
-                return self._run_stage(planned, plan, context)
+                return train(checkpoints)
             except TrainingDivergedError as error:
-                retries = context.checkpoints.retries + 1
+                retries = checkpoints.retries + 1
                 if retries > self.config.trainer.divergence_retries:
                     raise
                 self.progress.say(f"  {error.message}: back to the last checkpoint, learning rates x {0.5**retries:g}")
-                self._retries_file(planned.key).parent.mkdir(parents=True, exist_ok=True)
-                safe_io.write_json(self._retries_file(planned.key), {"retries": retries})
+                self._retries_file(key).parent.mkdir(parents=True, exist_ok=True)
+                safe_io.write_json(self._retries_file(key), {"retries": retries})
 
     def _checkpoints(self, key: str) -> Checkpoints:
         """Those of one stage of this run."""
@@ -164,7 +208,9 @@ class UnifiedTrainingManager:
     def _retries_file(self, key: str) -> Path:
         return self.run_dir / "checkpoints" / key / "retries.json"
 
-    def _context(self, planned: PlannedStage, plan: Plan, dataset: MarketDataset, folder: Path) -> StageContext:
+    def _context(
+        self, planned: PlannedStage, plan: Plan, dataset: MarketDataset, folder: Path, checkpoints: Checkpoints
+    ) -> StageContext:
         tried = self._tried(planned, plan, dataset)
         return StageContext(
             dataset=dataset,
@@ -177,7 +223,7 @@ class UnifiedTrainingManager:
             compiled=self.config.device.compile,
             progress=self.progress,
             folder=folder,
-            checkpoints=self._checkpoints(planned.key),
+            checkpoints=checkpoints,
             num_trials=tried + 1,
         )
 
@@ -310,24 +356,21 @@ class UnifiedTrainingManager:
 
     def _write_run_files(self, dataset: MarketDataset, plan: Plan) -> None:
         """What the run is, before it starts: config, data findings, plan, versions."""
-        safe_io.write_json(self.run_dir / "config.json", snapshot(self.config))
-        safe_io.write_json(
-            self.run_dir / "run.json",
-            {
-                "run_id": self.config.run_id,
-                "command": self.config.command,
-                "plan": [planned.line for planned in plan.stages],
-                "data": {"fingerprint": dataset.bars.fingerprint, "splits": dataset.splits()},
-                "findings": {name: value for name, value in dataset.validation.to_dict().items() if name != "path"},
-                "environment": self.environment,
-            },
-        )
+        about = {
+            "plan": [planned.line for planned in plan.stages],
+            "data": {"fingerprint": dataset.bars.fingerprint, "splits": dataset.splits()},
+            "findings": {name: value for name, value in dataset.validation.to_dict().items() if name != "path"},
+        }
+        write_run(self.run_dir, self.config, environment=self.environment, about=about)
 
 
 def resume_run(run_dir: Path, *, quiet: bool = False) -> TrainingResult | ReferenceResult:
     """Go on with the unfinished run in a folder: registered stages are found, the one under way goes on from its newest
     checkpoint. Raises ConfigError where there is no such run."""
-    return UnifiedTrainingManager(stored_config(run_dir), run_dir=run_dir, quiet=quiet).run()
+    run_dir = run_dir.resolve()
+    config = stored_config(run_dir)
+    with where_it_began(run_dir):
+        return UnifiedTrainingManager(config, run_dir=run_dir, quiet=quiet).run()
 
 
 def trial_of(model: ModelMetadata) -> tuple[str, int]:
