@@ -12,13 +12,12 @@ import numpy as np
 import pytest
 import torch
 
+from tests.training.test_checkpoint import StopAt
 from trade_agent.errors import ConfigError, DataError, StoppedError, TradeAgentError, TrainingDivergedError
 from trade_agent.registry.store import ModelRegistry
 from trade_agent.training import reinforcement
 from trade_agent.training.resume import locked
 from trade_agent.training.unified_manager import UnifiedTrainingManager, resume_run
-
-from .test_checkpoint import StopAt
 
 FORECASTER = ("stage=cnn_lstm", "trainer.cross_fit_folds=2", "trainer.checkpoint_seconds=0")
 
