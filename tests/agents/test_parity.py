@@ -1,5 +1,7 @@
 """Our losses, gradients and target updates against TorchRL's, on the same weights, batch and noise."""
 
+import shutil
+
 import pytest
 import torch
 from tensordict import TensorDict
@@ -84,6 +86,35 @@ def test_td3(transitions):
     (expected["loss_qvalue"] + expected["loss_actor"]).backward()
     assert_critic_gradients(agent, loss)
     assert_same_gradients(agent.actor, loss.actor_network_params["module"])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_compiled_ppo():
+    torch.manual_seed(1)
+    agent = PPO(observation_dim=5, action_dim=2, hidden_dims=(16, 16))
+    observation = torch.randn(64, 5)
+    act = agent.act(observation, deterministic=False)
+    fields = {
+        "observation": observation,
+        "raw": act.raw,
+        "log_prob": act.log_prob + 0.2 * torch.randn(64),
+        "advantage": torch.randn(64),
+        "value_target": torch.randn(64),
+    }
+    batch = TensorDict(fields, batch_size=[64])
+    plain, metrics = agent.losses(batch)
+    plain.backward()
+    expected = [parameter.grad.clone() for parameter in agent.parameters()]
+    agent.optimizer.zero_grad()
+    agent.compile_losses()
+    compiled, seen = agent.losses(batch)
+    compiled.backward()
+    assert_close(compiled, plain, atol=1e-6, rtol=1e-5)
+    for name in set(metrics) - {"entropy"}:  # an estimate from other noise
+        assert_close(seen[name], metrics[name], atol=1e-6, rtol=1e-5)
+    for parameter, gradient in zip(agent.parameters(), expected, strict=True):
+        assert_close(parameter.grad, gradient, atol=1e-6, rtol=1e-4)
 
 
 @pytest.mark.parametrize("policy", ["gaussian", "beta", "categorical"])

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from trade_agent.agents.ppo import PPO
 from trade_agent.envs.market import account_fields
 from trade_agent.networks.encoders import build_table
 from trade_agent.training.models import folds_from_state, forecaster_from_state, policy_from_state
@@ -68,12 +69,14 @@ def test_the_market_is_compiled_where_it_is_asked_for(
         raise Stop
 
     monkeypatch.setattr(trading, "TrainingMarket", spy)
+    monkeypatch.setattr(PPO, "compile_losses", lambda agent: given.update(agent=agent))
     config = trained.settings("stage=rl", "model=ppo", f"device.compile={asked}")
     with pytest.raises(Stop):
         rl.run(
             trained.context(tmp_path, config), model=config.model, forecaster=trained.parent("forecaster", "cnn_lstm")
         )
     assert given["compiled"] is asked
+    assert ("agent" in given) is asked
 
 
 @pytest.mark.parametrize("algorithm", ["ppo", "sac", "td3"])

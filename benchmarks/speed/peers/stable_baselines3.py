@@ -53,9 +53,9 @@ def off_policy(algorithm: str, path: str, hidden: list[int]) -> dict[str, str]:
 
 
 def updates(count: int, batch_size: int) -> float:
-    started = time.perf_counter()
+    started = time.process_time()
     State.model.train(gradient_steps=count, batch_size=batch_size)
-    return time.perf_counter() - started
+    return time.process_time() - started
 
 
 def losses(algorithm: str, path: str, hidden: list[int], weights: str) -> dict[str, float]:
@@ -101,9 +101,9 @@ def ppo(path: str, num_envs: int, episode_bars: int, rollout_steps: int, setting
 
 def ppo_rollouts(count: int) -> float:
     """Seconds of ``count`` rollouts and what is learned from them."""
-    started = time.perf_counter()
+    started = time.process_time()
     State.model.learn(total_timesteps=count * State.rollout)
-    return time.perf_counter() - started
+    return time.process_time() - started
 
 
 def ppo_losses(path: str) -> dict[str, float]:

@@ -36,7 +36,7 @@ class StageContext:
     episode_bars: int
     seed: int
     device: torch.device
-    compiled: bool  # whether the market's step is compiled
+    compiled: bool  # whether the step of the market and the losses of PPO are compiled
     progress: ProgressReporter
     folder: Path  # of this stage's pictures and tables
     checkpoints: Checkpoints

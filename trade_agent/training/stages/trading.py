@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from trade_agent.agents.base import Agent
+from trade_agent.agents.ppo import PPO
 from trade_agent.config.schema import AgentModel
 from trade_agent.envs.batched import TrainingMarket
 from trade_agent.evaluation.backtest import Backtest, Policy, run_policy
@@ -54,6 +55,8 @@ def train_agent(
 ) -> tuple[int, dict[str, list[float]]]:
     """Run the loop of the agent's kind over `rows`. Returns environment steps and the history of its metrics."""
     dataset = context.dataset
+    if context.compiled and isinstance(agent, PPO):  # SAC and TD3 spend their time in products: compiled they lose
+        agent.compile_losses()
     market = TrainingMarket(
         series=dataset.series,
         rules=dataset.rules,

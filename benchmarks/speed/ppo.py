@@ -1,0 +1,123 @@
+"""G6: PPO from rollout to update with the same hyper-parameters on both sides."""
+
+import tempfile
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tensordict import TensorDict
+from torch import Tensor
+
+from benchmarks.speed.env import random_walk
+from benchmarks.speed.measure import Figure, in_turn, seconds
+from benchmarks.speed.peer import Peer
+from trade_agent.agents.policies import tanh_log_det
+from trade_agent.agents.ppo import PPO
+from trade_agent.envs.batched import TrainingMarket
+from trade_agent.envs.market import MarketRules
+from trade_agent.training.reinforcement import Hooks, train_on_policy
+
+NUM_ENVS, ROLLOUT_STEPS, EPOCHS, BATCH = 16, 128, 10, 64
+NUM_BARS, EPISODE_BARS, FEATURES = 10_000, 256, 32
+SETTINGS = {"learning_rate": 3e-4, "gamma": 0.99, "gae_lambda": 0.95}
+ROLLOUTS = 2  # in one run
+
+
+def measure(repeats: int) -> None:
+    torch.manual_seed(0)
+    series, features = random_walk(NUM_BARS), torch.randn(NUM_BARS, 1, FEATURES)
+    with tempfile.TemporaryDirectory() as folder, Peer("stable_baselines3") as peer:
+        path = str(Path(folder, "market.npz"))
+        np.savez(path, open=series.open.numpy(), close=series.close.numpy(), features=features.numpy())
+        versions = peer.ask(
+            "ppo",
+            path=path,
+            num_envs=NUM_ENVS,
+            episode_bars=EPISODE_BARS,
+            rollout_steps=ROLLOUT_STEPS,
+            settings=SETTINGS | {"n_epochs": EPOCHS, "batch_size": BATCH},
+        )
+        peer.ask("ppo_rollouts", count=1)
+        minibatch = str(Path(folder, "minibatch.npz"))
+        agrees = same_losses(peer.ask("ppo_losses", path=minibatch), dict(np.load(minibatch)))
+        for compiled in (True, False):
+            torch.compiler.reset()
+            env = TrainingMarket(
+                series=series,
+                rules=MarketRules(),
+                rows=range(NUM_BARS),
+                num_envs=NUM_ENVS,
+                episode_bars=EPISODE_BARS,
+                reward_scale=1.0,
+                generator=torch.Generator().manual_seed(0),
+                compiled=compiled,
+            )
+            side, other = in_turn(
+                partial(seconds, trainer(env, features[:, 0], compiled)),
+                lambda: peer.ask("ppo_rollouts", count=ROLLOUTS),
+                repeats,
+            )
+            steps = ROLLOUTS * ROLLOUT_STEPS * NUM_ENVS
+            Figure(
+                figure=f"G6 PPO, {NUM_ENVS} accounts, {EPOCHS} epochs in minibatches of {BATCH}"
+                + ("" if compiled else ", eager"),
+                unit="env steps/s",
+                ours=steps / side,
+                peer=steps / other,
+                peer_name="Stable-Baselines3",
+                ratio=other / side,
+                target=3.0 if compiled else None,
+                agrees=agrees,
+                versions=versions,
+            ).print()
+
+
+def trainer(env: TrainingMarket, table: Tensor, compiled: bool) -> Callable[[], object]:
+    """Runs of the on-policy loop with one agent."""
+    agent = PPO(observation_dim=FEATURES + env.private_dim, action_dim=1, **SETTINGS)
+    if compiled:
+        agent.compile_losses()
+    return lambda: train_on_policy(
+        agent,
+        env=env,
+        observe=lambda t, private: torch.cat((table.index_select(0, t), private), dim=-1),
+        learn=agent.update,
+        total_env_steps=ROLLOUTS * ROLLOUT_STEPS * NUM_ENVS,
+        learning_rate_schedule="constant",
+        rollout_steps=ROLLOUT_STEPS,
+        epochs=EPOCHS,
+        batch_size=BATCH,
+        validation_checks=1,
+        generator=torch.Generator().manual_seed(1),
+        hooks=Hooks(check=lambda _: None, advance=lambda _: None, metrics=lambda *_: None),
+    )
+
+
+def same_losses(theirs: dict[str, float], arrays: dict[str, Any]) -> bool:
+    """Both losses of the peer's minibatch with its weights in our networks.
+
+    It scores the normal variable, we its tanh: the density of the tanh cancels in the ratio.
+    """
+    values = {key: torch.as_tensor(value) for key, value in arrays.items()}
+    agent = PPO(observation_dim=values["observation"].shape[1], action_dim=1)
+
+    def layers(trunk: str, head: str) -> dict[str, Tensor]:
+        names = {"0": f"mlp_extractor.{trunk}.0", "2": f"mlp_extractor.{trunk}.2", "4": head}
+        return {
+            f"{ours}.{part}": values[f"weight:{name}.{part}"]
+            for ours, name in names.items()
+            for part in ("weight", "bias")
+        }
+
+    agent.policy.mean.load_state_dict(layers("policy_net", "action_net"))
+    agent.critic.load_state_dict(layers("value_net", "value_net"))
+    agent.policy.log_std.data.copy_(values["weight:log_std"])
+    raw = values["action"]
+    fields = {key: values[key] for key in ("observation", "advantage", "value_target")}
+    batch = TensorDict(fields | {"raw": raw, "log_prob": values["log_prob"] - tanh_log_det(raw)}, batch_size=[len(raw)])
+    _, metrics = agent.losses(batch)
+    pairs = ((metrics["loss_actor"], theirs["actor"]), (metrics["loss_critic"], theirs["critic"]))
+    return all(abs(float(mine) - other) <= 1e-5 * max(1.0, abs(other)) for mine, other in pairs)

@@ -1,0 +1,52 @@
+"""G12: storing 1024 transitions and drawing a batch of 256 with its observations, against TorchRL's replay buffer.
+
+TorchRL's holds observations, as its examples do; ours holds bar indices and looks the bars up when a batch is drawn.
+"""
+
+import torch
+from torchrl.data import LazyTensorStorage
+from torchrl.data import ReplayBuffer as TorchRLReplayBuffer
+
+from benchmarks.speed.measure import Figure, in_turn, seconds
+from benchmarks.speed.off_policy import BATCH, FEATURES, PRIVATE, ROWS, make_data
+from trade_agent.agents.base import transition_batch
+from trade_agent.agents.replay import ReplayBuffer, Transitions
+from trade_agent.training.reinforcement import observed_batch
+
+CAPACITY, EXTEND, ROUNDS = 100_000, 1024, 100
+
+
+def measure(repeats: int) -> None:
+    data, generator = make_data(), torch.Generator().manual_seed(1)
+    ours = ReplayBuffer(capacity=CAPACITY, private_dim=PRIVATE, action_dim=1)
+    peer = TorchRLReplayBuffer(storage=LazyTensorStorage(CAPACITY), batch_size=BATCH)
+    whole = transition_batch(**{key: torch.as_tensor(value) for key, value in data.arrays().items()})
+    chunk = Transitions(*(value[:EXTEND] for value in data.transitions[:-1]))
+    their_chunk = whole[:EXTEND]
+
+    def our_rounds() -> None:
+        for _ in range(ROUNDS):
+            ours.extend(chunk)
+            observed_batch(ours.sample(BATCH, generator), data.observe)
+
+    def their_rounds() -> None:
+        for _ in range(ROUNDS):
+            peer.extend(their_chunk)
+            peer.sample()
+
+    ours.extend(data.transitions)
+    peer.extend(whole)
+    drawn = observed_batch(ours.sample(ROWS, generator), data.observe)
+    stored = peer[drawn["t"]]  # row t of the data is bar t
+    keys = ("observation", "action", ("next", "observation"), ("next", "reward"), ("next", "terminated"))
+    side, other = in_turn(lambda: seconds(our_rounds), lambda: seconds(their_rounds), repeats)
+    Figure(
+        figure=f"G12 replay, extend {EXTEND} and sample {BATCH}, observations of {FEATURES + PRIVATE}",
+        unit="us",
+        ours=1e6 * side / ROUNDS,
+        peer=1e6 * other / ROUNDS,
+        peer_name="TorchRL ReplayBuffer",
+        ratio=other / side,
+        target=5.0,
+        agrees=all(torch.equal(drawn[key], stored[key]) for key in keys),
+    ).print()

@@ -1,0 +1,108 @@
+"""G5: a rollout with a policy, against TorchRL's Collector on our own TorchRL face."""
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor
+from torchrl.collectors import Collector
+from torchrl.envs.utils import ExplorationType, set_exploration_type
+
+from benchmarks.speed.env import random_walk
+from benchmarks.speed.measure import Figure, in_turn, seconds
+from trade_agent.agents.ppo import PPO
+from trade_agent.agents.rollout import RolloutBuffer
+from trade_agent.agents.torchrl_modules import probabilistic_actor
+from trade_agent.envs.batched import TrainingMarket
+from trade_agent.envs.episodes import observe
+from trade_agent.envs.market import MarketRules, MarketSeries, reset, step
+from trade_agent.envs.torchrl_env import MarketEnv
+
+NUM_ENVS, NUM_STEPS, NUM_BARS, EPISODE_BARS, FEATURES = 1024, 32, 20_000, 256, 16
+
+
+def measure(repeats: int) -> None:
+    torch.manual_seed(0)
+    series, rules, features = random_walk(NUM_BARS), MarketRules(), torch.randn(NUM_BARS, 1, FEATURES)
+    env = MarketEnv(
+        series=series,
+        rules=rules,
+        features=features,
+        rows=range(NUM_BARS),
+        num_envs=NUM_ENVS,
+        episode_bars=EPISODE_BARS,
+    )
+    agent = PPO(observation_dim=env.observation_spec["observation"].shape[-1], action_dim=1)
+    agrees = same_rollout(agent, series, rules, features)
+    frames = NUM_ENVS * NUM_STEPS
+    collector = Collector(env, probabilistic_actor(agent.policy), frames_per_batch=frames, total_frames=-1)
+    batches = iter(collector)
+    for compiled in (True, False):
+        ours = rollout_of(agent, series, rules, features[:, 0], compiled)
+        side, other = in_turn(partial(seconds, ours), lambda: seconds(lambda: next(batches)), repeats)
+        Figure(
+            figure=f"G5 rollout with a policy, {NUM_ENVS} accounts{'' if compiled else ', eager'}",
+            unit="env steps/s",
+            ours=frames / side,
+            peer=frames / other,
+            peer_name="TorchRL Collector",
+            ratio=other / side,
+            target=3.0 if compiled else None,
+            agrees=agrees,
+        ).print()
+    collector.shutdown()
+
+
+def rollout_of(
+    agent: PPO, series: MarketSeries, rules: MarketRules, table: Tensor, compiled: bool
+) -> Callable[[], None]:
+    """What the on-policy loop does until its buffer is full."""
+    torch.compiler.reset()
+    env = TrainingMarket(
+        series=series,
+        rules=rules,
+        rows=range(series.num_bars),
+        num_envs=NUM_ENVS,
+        episode_bars=EPISODE_BARS,
+        reward_scale=1.0,
+        generator=torch.Generator().manual_seed(0),
+        compiled=compiled,
+    )
+    buffer = RolloutBuffer(num_steps=NUM_STEPS, num_envs=NUM_ENVS, private_dim=env.private_dim, action_dim=1)
+
+    @torch.no_grad()
+    def run() -> None:
+        buffer.clear()
+        while not buffer.full:
+            observation = torch.cat((table.index_select(0, env.t), env.private), dim=-1)
+            action = agent.act(observation, deterministic=False)
+            seen = env.step(action.action)
+            buffer.add(
+                t=seen.t,
+                private=seen.private,
+                raw=action.raw,
+                log_prob=action.log_prob,
+                reward=seen.reward,
+                terminated=seen.terminated,
+                truncated=seen.truncated,
+                next_private=seen.next_private,
+            )
+
+    return run
+
+
+@torch.no_grad()
+def same_rollout(agent: PPO, series: MarketSeries, rules: MarketRules, features: Tensor) -> bool:
+    """Whether the policy without chance earns the same rewards in TorchRL's rollout and in ours."""
+    env = MarketEnv(
+        series=series, rules=rules, features=features, rows=range(NUM_BARS), num_envs=4, random_starts=False
+    )
+    with set_exploration_type(ExplorationType.DETERMINISTIC):
+        theirs = env.rollout(NUM_STEPS, probabilistic_actor(agent.policy))["next", "reward"][..., 0]
+    start = torch.zeros(4, dtype=torch.int64)
+    state, rewards = reset(series, rules, start, start + NUM_BARS - 1), []
+    for _ in range(NUM_STEPS):
+        action = agent.act(observe(series, rules, features, state), deterministic=True).action
+        state, result = step(series, rules, state, action)
+        rewards.append(result.reward)
+    return torch.allclose(torch.stack(rewards, dim=1), theirs, rtol=1e-5, atol=1e-8)
