@@ -65,15 +65,24 @@ def test_aliases_notes_and_their_log(run, models):
     assert [line.split()[2] for line in lines] == ["alias", "note", "alias"]
     assert lines[1].endswith(f"{models[3]} checked by hand")
     assert [event["number"] for event in json.loads(run("registry", "log", models[3], "--json"))] == [1, 2]
-    run("registry", "alias", "champion", "sac@1.0.3", code=2)
-    run("registry", "alias", "ppo@champion", "sac@1.0.3", code=2)
+    assert lines[0].endswith(f"{models[3]} sac@champion")
+    assert lines[2].endswith("sac@champion taken away")
+    for arguments, words in (
+        (["champion", "sac@1.0.3"], "write TYPE@NAME MODEL"),
+        (["sac@champion"], "write TYPE@NAME MODEL"),
+        (["ppo@champion", "sac@1.0.3"], "is no ppo model; write sac@champion"),
+    ):
+        with pytest.raises(RegistryError, match=words):
+            run("registry", "alias", *arguments)
 
 
 def test_prune_shows_its_plan_and_does_it_when_told(run, models):
     options = ("registry", "prune", "--keep-best", "1", "--keep-last", "1", "--min-age-days", "0")
     plan = json.loads(run(*options, "--json"))
     assert [item["id"] for item in plan] == sorted(models[:4])
-    assert "would archive (add --yes) 4 of 5 models" in run(*options)
+    lines = run(*options).splitlines()
+    assert [line.split()[0] for line in lines[:-1]] == sorted(models[:4])
+    assert lines[-1].startswith("would archive (add --yes) 4 of 5 models")
     assert len(json.loads(run("list", "--json"))) == 5
     run(*options, "--yes")
     assert [model["id"] for model in json.loads(run("list", "--json"))] == [models[4]]
@@ -81,7 +90,8 @@ def test_prune_shows_its_plan_and_does_it_when_told(run, models):
 
 def test_purge_asks_for_a_yes_and_for_the_days(run, registry, models):
     run("registry", "archive", models[0])
-    run("registry", "purge", models[0], "--after-days", "0", code=2)
+    with pytest.raises(RegistryError, match="deletes the files of .* add --yes"):
+        run("registry", "purge", models[0], "--after-days", "0")
     with pytest.raises(RegistryError, match="less than 30 days ago"):
         run("registry", "purge", models[0], "--yes")
     run("registry", "purge", models[0], "--after-days", "0", "--yes")
@@ -133,6 +143,9 @@ def test_gc_repair_rebuild_and_doctor(run, registry, monkeypatch):
     assert not links["there"]
     monkeypatch.setattr(probe.safe_io, "sync", refuse)
     run("registry", "doctor", code=1)
+    registry.root.rename(registry.root.with_name("moved"))
+    with pytest.raises(RegistryError, match="is not a folder"):
+        run("registry", "doctor")
 
 
 def test_a_named_folder_without_a_registry_is_refused(tmp_path):

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from trade_agent.commands.shared import DEFAULT_MODELS, Json, Models, open_registry, print_json
+from trade_agent.errors import RegistryError
 from trade_agent.registry.probe import doctor as probe_disk
 from trade_agent.registry.retention import PrunePolicy
 from trade_agent.registry.signing import Signing
@@ -127,10 +128,9 @@ def prune(
     if as_json:
         print_json([dataclasses.asdict(item) for item in plan])
     else:
-        table = Table("model", "KiB", "why", "with it")
-        for item in plan:
-            table.add_row(item.id, f"{item.size / 1024:.0f}", item.reason, ", ".join(item.dependents))
-        Console().print(table)
+        for item in plan:  # a line each, the id whole: it is there to be copied
+            children = f"; with {', '.join(item.dependents)}" if item.dependents else ""
+            print(f"{item.id}  {item.size / 1024:.0f} KiB  {item.reason}{children}")
         action, size = "archiving" if yes else "would archive (add --yes)", sum(item.size for item in plan)
         print(f"{action} {len(plan)} of {len(registry.list())} models, {size / 2**20:.1f} MiB")
     if yes:
@@ -150,7 +150,7 @@ def purge(
     registry = open_registry(models_dir)
     if not yes:
         names = [registry.resolve(reference, include_archived=True) for reference in references]
-        raise typer.BadParameter(f"this deletes the files of {', '.join(names)}; add --yes")
+        raise RegistryError(f"this deletes the files of {', '.join(names)} for good", "add --yes to do it")
     report("purged", registry.purge(references, purge_after_days=after_days, cascade=cascade), as_json)
 
 
@@ -191,13 +191,15 @@ def alias(
     registry = open_registry(models_dir)
     model_type, at, short = name.partition("@")
     if not at or (reference is None) != remove:
-        raise typer.BadParameter("write TYPE@NAME MODEL, or TYPE@NAME --remove")
+        raise RegistryError(
+            f"{name!r} alone says too little or too much", "write TYPE@NAME MODEL, or TYPE@NAME --remove"
+        )
     if reference is None:
         registry.remove_alias(model_type, short)
         return
     identifier = registry.resolve(reference)
     if not identifier.startswith(f"{model_type}_v"):
-        raise typer.BadParameter(f"{identifier} is no {model_type} model")
+        raise RegistryError(f"{identifier} is no {model_type} model", f"write {identifier.split('_v')[0]}@{short}")
     registry.set_alias(identifier, short)
     print(f"{name} is {identifier}")
 
@@ -268,9 +270,13 @@ def log(
         print_json(list(events))
         return
     for event in events:
-        fixed = ("number", "type", "created", "model_id", "decision")
-        rest = " ".join(str(value) for key, value in event.items() if key not in fixed)
-        print(f"{event['number']:6}  {event['created'][:19]}  {event['type']:8} {event['model_id']} {rest}".rstrip())
+        details = {
+            "alias": f"{event.get('model_type')}@{event.get('alias')}{'' if event['model_id'] else ' taken away'}",
+            "grade": event.get("grade"),
+            "note": event.get("text"),
+        }.get(event["type"], "")
+        line = f"{event['number']:6}  {event['created'][:19]}  {event['type']:8} {event['model_id']} {details}"
+        print(line.rstrip())
 
 
 @registry_app.command()

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trade_agent import safe_io
+from trade_agent.errors import RegistryError
 from trade_agent.registry.layout import storage_errors
 
 NETWORK = {"nfs", "nfs4", "lustre", "gpfs", "cifs", "smb3", "smbfs", "ceph", "glusterfs", "beegfs", "9p", "afs"}
@@ -27,6 +28,8 @@ class Ability:
 
 def doctor(root: Path) -> list[Ability]:
     """Try everything out in a folder of its own in ``root``; RegistryError when it is not there or not writable."""
+    if not root.is_dir():
+        raise RegistryError(f"{root} is not a folder", "make it first, or name another one with --models-dir")
     kind = file_system(root)
     with storage_errors(f"writing to {root}"), tempfile.TemporaryDirectory(dir=root, prefix=".doctor-") as name:
         folder = Path(name)
