@@ -68,6 +68,7 @@ class SignalAgent:
             random_warmup=True,
             generator=generator,
             label=label,
+            session=context.checkpoints.session(label, generator),
         )
         return steps
 
