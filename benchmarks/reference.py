@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
+from benchmarks.intervals import mean_interval
 from benchmarks.machine import machine
 from trade_agent import safe_io
 from trade_agent.config.load import compose_config, load_config
@@ -203,21 +203,26 @@ def run_unit(unit: Unit, seed: int, results: Path) -> None:
 
 
 def figure(unit: Unit, results: Sequence[dict[str, Any]], wanted: int) -> dict[str, Any]:
-    """Mean over seeds of the mean return of 100 unseen episodes, beside the published one."""
+    """Mean over seeds of the mean return of 100 unseen episodes, beside the published one.
+
+    Whether the target is met is said when all seeds are there, not before.
+    """
     returns = [result["mean_return"] for result in results]
-    reached = float(np.mean(returns)) if returns else None
+    reached, interval = mean_interval(returns) if returns else (None, None)
+    finished = len(results) >= wanted
     return {
         "figure": f"{unit.task} {unit.algorithm}",
         "unit": "return of an episode",
         "published": unit.published,
         "target": round(unit.threshold, 1),
         "reached": None if reached is None else round(reached, 1),
+        "interval": None if interval is None else [round(value, 1) for value in interval],
         "by_seed": [round(value, 1) for value in returns],
-        "met": None if reached is None else reached >= unit.threshold,
+        "met": reached >= unit.threshold if finished and reached is not None else None,
         "required": unit.required,
         "env_steps": unit.env_steps,
         "seconds": [result["seconds"] for result in results],
-        "finished": len(results) >= wanted,
+        "finished": finished,
         "missing": max(wanted - len(results), 0),
     }
 

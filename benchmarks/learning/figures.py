@@ -6,14 +6,17 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.intervals import mean_interval
 from benchmarks.learning.tasks import Task
-from trade_agent.evaluation.significance import interquartile_mean_interval
 
 Result = dict[str, Any]
 
 
 def figures(name: str, variant: str, task: Task, results: Sequence[Result], wanted: int) -> list[dict[str, Any]]:
-    """The lines of one variant: what could be reached, what was, and how far the seeds are finished."""
+    """The lines of one variant: what could be reached, what was, and how far the seeds are finished.
+
+    Whether the target is met is said when all seeds are there, not before.
+    """
     common = {
         "seeds": len(results),
         "env_steps": max((result["env_steps"] for result in results), default=task.env_steps),
@@ -23,15 +26,12 @@ def figures(name: str, variant: str, task: Task, results: Sequence[Result], want
     lines = KINDS[task.kind](task, variant, results) if results else [{"figure": "", "reached": None, "met": None}]
     blank = {"figure": "", "unit": task.unit, "optimum": None, "ratio": None, "interval": None, "target": task.target}
     return [
-        blank | line | {"figure": " ".join(filter(None, (name, variant, str(line["figure"])))), **common}
+        blank
+        | line
+        | {"figure": " ".join(filter(None, (name, variant, str(line["figure"])))), **common}
+        | ({} if common["finished"] else {"met": None})
         for line in lines
     ]
-
-
-def over_seeds(scores: Sequence[float]) -> tuple[float, list[float]]:
-    """Interquartile mean over seeds and its 95 % bootstrap interval (of no width for one seed)."""
-    interval = interquartile_mean_interval(np.array(scores, dtype=np.float64)[:, None], rng=np.random.default_rng(0))
-    return interval.estimate, [interval.low, interval.high]
 
 
 def mean(results: Sequence[Result], key: str) -> float:
@@ -40,7 +40,7 @@ def mean(results: Sequence[Result], key: str) -> float:
 
 def ratio_figure(task: Task, variant: str, results: Sequence[Result]) -> list[dict[str, Any]]:
     """reached / optimum of each seed, on the bars of that seed."""
-    ratio, interval = over_seeds([result["reached"] / result["optimum"] for result in results])
+    ratio, interval = mean_interval([result["reached"] / result["optimum"] for result in results])
     line = {"figure": "", "optimum": mean(results, "optimum"), "reached": mean(results, "reached")}
     return [line | {"ratio": ratio, "interval": interval, "met": ratio >= task.target}]
 
@@ -55,7 +55,7 @@ def accuracy_figure(task: Task, variant: str, results: Sequence[Result]) -> list
     scores = [
         (result["reached"] - result["base_rate"]) / (result["optimum"] - result["base_rate"]) for result in results
     ]
-    ratio, interval = over_seeds(scores)
+    ratio, interval = mean_interval(scores)
     line = {"figure": "", "optimum": mean(results, "optimum"), "reached": reached}
     return [line | {"ratio": ratio, "interval": interval, "met": ratio >= task.target}]
 
@@ -64,7 +64,7 @@ def alarm_figure(task: Task, variant: str, results: Sequence[Result]) -> list[di
     """Runs in which noise was taken for a strategy, and the turnover after training over that before."""
     alarms = sum(result["significant"] or result["above_c"] for result in results)
     before, after = np.mean([result["turnover"] for result in results], axis=0)
-    ratio, interval = over_seeds([result["turnover"][1] / result["turnover"][0] for result in results])
+    ratio, interval = mean_interval([result["turnover"][1] / result["turnover"][0] for result in results])
     return [
         {"figure": "significant or above C", "optimum": 0, "reached": alarms, "met": alarms <= task.target},
         {
@@ -76,16 +76,19 @@ def alarm_figure(task: Task, variant: str, results: Sequence[Result]) -> list[di
             "ratio": ratio,
             "interval": interval,
             "target": 1.0,
-            "met": interval[1] < 1.0,
+            "met": interval is not None and interval[1] < 1.0,
         },
     ]
 
 
 def difference_figure(task: Task, variant: str, results: Sequence[Result]) -> list[dict[str, Any]]:
     """reached - compared, paired by seed: it is to lie above the target with its interval."""
-    difference, interval = over_seeds([result["reached"] - result["compared"] for result in results])
+    difference, interval = mean_interval([result["reached"] - result["compared"] for result in results])
     line = {"figure": "difference", "compared": mean(results, "compared"), "reached": mean(results, "reached")}
-    return [line | {"difference": difference, "interval": interval, "met": interval[0] > task.target}]
+    return [
+        line
+        | {"difference": difference, "interval": interval, "met": interval is not None and interval[0] > task.target}
+    ]
 
 
 KINDS = {

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.learning.forecast_markets import learn_forecaster
+from benchmarks.learning.forecast_markets import learn_ensemble, learn_forecaster, learn_hybrid
 from benchmarks.learning.signal_markets import learn_garleanu_pedersen, learn_leak, learn_noise
 
 Learn = Callable[[tuple[str, ...], int, int, Path], dict[str, Any]]
@@ -68,6 +68,31 @@ FORECASTER = (
     "trainer.forecaster_patience=4",
     "trainer.cross_fit_folds=0",
 )
+SMALL_EXTRACTOR = (
+    "upstream.cnn_lstm.model.horizons=[1]",
+    "upstream.cnn_lstm.model.conv_channels=[16]",
+    "upstream.cnn_lstm.model.lstm_hidden=16",
+    "upstream.cnn_lstm.model.dropout=0.0",
+    "upstream.cnn_lstm.model.batch_size=512",
+    "upstream.cnn_lstm.model.learning_rate=3e-3",
+    "trainer.forecaster_epochs=6",
+    "trainer.cross_fit_folds=0",
+)
+
+
+SHORT_SIGHTED = (
+    *PPO[1:],
+    "model.gamma=0.5",
+    "model.reward_scale=100",
+    "model.gae_lambda=0.9",
+    "model.learning_rate=1e-3",
+)
+
+
+def under(place: str, settings: tuple[str, ...]) -> tuple[str, ...]:
+    """The same settings for a model below the one that is trained."""
+    return tuple(f"upstream.{place}.{setting}" for setting in settings)
+
 
 TASKS: dict[str, Task] = {
     "leak": Task(
@@ -150,5 +175,38 @@ TASKS: dict[str, Task] = {
             "seasonal": ("data=seasonal", CALENDAR),
             "noise": ("data=noise", RETURNS),
         },
+    ),
+    "hybrid": Task(
+        learn=learn_hybrid,
+        kind="difference",
+        unit="bp of log growth a bar",
+        target=0.0,
+        env_steps=400_000,  # half of them for the agent on the frozen forecaster, half for joint training
+        overrides=(
+            *("stage=hybrid", "data=hybrid", "env=leak", signals("a", "b")),
+            *test_rows(60_000, 0.55, 0.1),
+            *SMALL_EXTRACTOR,
+            "upstream.cnn_lstm.model.window_bars=8",
+            *("stage.forecaster_learning_rate=1e-3", "stage.agent_learning_rate_scale=1.0"),
+        ),
+        variants={"ppo": ("model=ppo", *SHORT_SIGHTED, *under("rl", SHORT_SIGHTED))},
+    ),
+    "ensemble": Task(
+        learn=learn_ensemble,
+        kind="difference",
+        unit="bp of log growth a bar",
+        target=0.0,
+        env_steps=200_000,  # of each member
+        overrides=(
+            *("stage=ensemble", "model=ensemble", "model.combiner=gate", "data=ensemble", "env=leak"),
+            signals("signal", "regime"),
+            *test_rows(80_000, 0.65, 0.1),
+            *SMALL_EXTRACTOR,
+            "upstream.cnn_lstm.model.window_bars=4",
+            "trainer.gate_epochs=200",
+            *under("members.ppo.rl", SHORT_SIGHTED),
+            *under("members.ppo.hybrid", SHORT_SIGHTED),  # not trained here, but both have to be the same agent
+        ),
+        variants={"gate": ()},
     ),
 }
