@@ -11,7 +11,9 @@ from torch import Tensor
 
 from trade_agent.config.load import compose_config, load_config
 from trade_agent.config.schema import TrainingConfig
-from trade_agent.envs.market import MarketRules, MarketSeries, account_observation, reset, step
+from trade_agent.envs.market import account_observation, reset, step
+from trade_agent.envs.rules import MarketRules
+from trade_agent.envs.series import MarketSeries
 from trade_agent.training.checkpoint import no_checkpoints
 from trade_agent.training.dataset import build_dataset, load_data
 from trade_agent.training.progress import ProgressReporter

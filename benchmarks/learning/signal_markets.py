@@ -18,7 +18,8 @@ from trade_agent.agents.base import Agent
 from trade_agent.agents.builders import agent_from_spec
 from trade_agent.config.schema import AgentModel
 from trade_agent.data.synthetic import GP_REVERSION, GP_STRENGTH, GP_VOLATILITY, LEAK_VOLATILITY
-from trade_agent.envs.market import MarketRules, account_fields
+from trade_agent.envs.market import account_fields
+from trade_agent.envs.rules import MarketRules
 from trade_agent.evaluation.backtest import run_policy
 from trade_agent.evaluation.grading import PerformanceGrade, grade
 from trade_agent.evaluation.trading import evaluate_trading

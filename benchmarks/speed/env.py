@@ -17,7 +17,9 @@ from torchrl.envs import FinancialRegimeEnv
 
 from benchmarks.speed.measure import Figure, in_turn, seconds
 from benchmarks.speed.peer import Peer
-from trade_agent.envs.market import MarketRules, MarketSeries, MarketState, reset, step
+from trade_agent.envs.market import MarketState, reset, step
+from trade_agent.envs.rules import MarketRules
+from trade_agent.envs.series import MarketSeries
 
 Play = Callable[[MarketState, Tensor], tuple[MarketState, Tensor, Tensor]]
 WINDOW = 30

@@ -9,7 +9,8 @@ from benchmarks.speed.measure import Figure, in_turn, seconds
 from trade_agent.agents.replay import ReplayBuffer
 from trade_agent.agents.sac import SAC
 from trade_agent.envs.batched import TrainingMarket
-from trade_agent.envs.market import MarketRules, MarketSeries
+from trade_agent.envs.rules import MarketRules
+from trade_agent.envs.series import MarketSeries
 from trade_agent.networks.encoders import TableEncoder, build_table
 from trade_agent.training.reinforcement import Hooks, train_off_policy
 

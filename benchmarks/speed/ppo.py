@@ -17,7 +17,7 @@ from benchmarks.speed.peer import Peer
 from trade_agent.agents.policies import tanh_log_det
 from trade_agent.agents.ppo import PPO
 from trade_agent.envs.batched import TrainingMarket
-from trade_agent.envs.market import MarketRules
+from trade_agent.envs.rules import MarketRules
 from trade_agent.training.reinforcement import Hooks, train_on_policy
 
 NUM_ENVS, ROLLOUT_STEPS, EPOCHS, BATCH = 16, 128, 10, 64

@@ -15,7 +15,9 @@ from trade_agent.agents.rollout import RolloutBuffer
 from trade_agent.agents.torchrl_modules import probabilistic_actor
 from trade_agent.envs.batched import TrainingMarket
 from trade_agent.envs.episodes import observe
-from trade_agent.envs.market import MarketRules, MarketSeries, reset, step
+from trade_agent.envs.market import reset, step
+from trade_agent.envs.rules import MarketRules
+from trade_agent.envs.series import MarketSeries
 from trade_agent.envs.torchrl_env import MarketEnv
 
 NUM_ENVS, NUM_STEPS, NUM_BARS, EPISODE_BARS, FEATURES = 1024, 32, 20_000, 256, 16

@@ -13,7 +13,8 @@ from benchmarks.speed.measure import Figure, in_turn, seconds
 from benchmarks.speed.peer import ROOT
 from trade_agent.agents.replay import ReplayBuffer
 from trade_agent.envs.batched import TrainingMarket
-from trade_agent.envs.market import MarketRules, MarketSeries
+from trade_agent.envs.rules import MarketRules
+from trade_agent.envs.series import MarketSeries
 
 LONG, SHORT, FEATURES = 10_000_000, 10_000, 48
 

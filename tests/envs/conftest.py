@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from trade_agent.envs.market import MarketRules, MarketSeries
+from trade_agent.envs.rules import MarketRules
+from trade_agent.envs.series import MarketSeries
 
 FREE: dict[str, Any] = {
     "commission_bps": 0.0,

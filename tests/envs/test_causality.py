@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from trade_agent.envs.episodes import observe
-from trade_agent.envs.market import MarketRules, MarketSeries, MarketState, StepResult, reset, step
+from trade_agent.envs.market import MarketState, StepResult, reset, step
+from trade_agent.envs.rules import MarketRules
+from trade_agent.envs.series import MarketSeries
 
 NUM_BARS = 30
 SeriesFactory = Callable[..., MarketSeries]

@@ -14,7 +14,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trade_agent.envs.market import MarketRules, MarketSeries, reset, step, target_weights
+from trade_agent.envs.market import reset, step
+from trade_agent.envs.rules import MarketRules, target_weights
+from trade_agent.envs.series import MarketSeries
 
 SeriesFactory = Callable[..., MarketSeries]
 NUM_BARS = 24

@@ -20,7 +20,9 @@ from trade_agent.config.schema import MarketConfig
 from trade_agent.data.synthetic import MARKETS
 from trade_agent.envs.batched import TrainingMarket
 from trade_agent.envs.episodes import observation_size, observe
-from trade_agent.envs.market import MarketRules, MarketSeries, account_fields, reset, step
+from trade_agent.envs.market import account_fields, reset, step
+from trade_agent.envs.rules import MarketRules
+from trade_agent.envs.series import MarketSeries
 from trade_agent.training.dataset import market_rules
 
 Rules = Callable[..., MarketRules]

@@ -16,7 +16,9 @@ from torch import Tensor
 from trade_agent.envs.batched import TrainingMarket
 from trade_agent.envs.episodes import observe
 from trade_agent.envs.gymnasium_env import MarketGymEnv, MarketVectorEnv
-from trade_agent.envs.market import MarketRules, MarketSeries, auto_reset, position_actions, reset, step
+from trade_agent.envs.market import auto_reset, reset, step
+from trade_agent.envs.rules import MarketRules, position_actions
+from trade_agent.envs.series import MarketSeries
 from trade_agent.envs.torchrl_env import MarketEnv
 
 SeriesFactory = Callable[..., MarketSeries]

@@ -10,7 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trade_agent.envs.market import MarketRules, MarketSeries, account_observation, reset, step
+from trade_agent.envs.market import account_observation, reset, step
+from trade_agent.envs.rules import MarketRules
+from trade_agent.envs.series import MarketSeries
 from trade_agent.errors import ConfigError
 
 SeriesFactory = Callable[..., MarketSeries]

@@ -13,7 +13,9 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from trade_agent.envs.episodes import observe
 from trade_agent.envs.gymnasium_env import MarketGymEnv, MarketVectorEnv
-from trade_agent.envs.market import MarketRules, MarketSeries, position_actions, reset, step
+from trade_agent.envs.market import reset, step
+from trade_agent.envs.rules import MarketRules, position_actions
+from trade_agent.envs.series import MarketSeries
 from trade_agent.errors import ConfigError
 
 SeriesFactory = Callable[..., MarketSeries]

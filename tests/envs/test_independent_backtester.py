@@ -14,7 +14,9 @@ import numpy as np
 import pytest
 import torch
 
-from trade_agent.envs.market import MarketRules, MarketSeries, reset, step
+from trade_agent.envs.market import reset, step
+from trade_agent.envs.rules import MarketRules
+from trade_agent.envs.series import MarketSeries
 
 SeriesFactory = Callable[..., MarketSeries]
 Array = np.ndarray[Any, Any]

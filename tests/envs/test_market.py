@@ -8,8 +8,6 @@ import pytest
 import torch
 
 from trade_agent.envs.market import (
-    MarketRules,
-    MarketSeries,
     MarketState,
     StepResult,
     account_fields,
@@ -18,6 +16,8 @@ from trade_agent.envs.market import (
     reset,
     step,
 )
+from trade_agent.envs.rules import MarketRules
+from trade_agent.envs.series import MarketSeries
 
 Rules = Callable[..., MarketRules]
 Series = Callable[..., MarketSeries]

@@ -17,7 +17,8 @@ from torchrl.collectors import Collector
 from torchrl.envs import InitTracker, TransformedEnv, check_env_specs
 from torchrl.modules import LSTMModule, set_recurrent_mode
 
-from trade_agent.envs.market import MarketRules, MarketSeries
+from trade_agent.envs.rules import MarketRules
+from trade_agent.envs.series import MarketSeries
 from trade_agent.envs.torchrl_env import MarketEnv
 
 SeriesFactory = Callable[..., MarketSeries]

@@ -6,7 +6,9 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from trade_agent.envs.market import MarketRules, MarketSeries, reset, step
+from trade_agent.envs.market import reset, step
+from trade_agent.envs.rules import MarketRules
+from trade_agent.envs.series import MarketSeries
 
 Rules = Callable[..., MarketRules]
 Series = Callable[..., MarketSeries]

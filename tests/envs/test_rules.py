@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from trade_agent.envs.market import MarketRules, position_actions, target_weights
+from trade_agent.envs.rules import MarketRules, position_actions, target_weights
 from trade_agent.errors import ConfigError
 
 

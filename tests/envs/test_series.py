@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from trade_agent.data.bars import Bars
-from trade_agent.envs.market import MarketSeries
+from trade_agent.envs.series import MarketSeries
 from trade_agent.errors import DataError
 
 NAN = float("nan")

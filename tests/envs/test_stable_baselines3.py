@@ -15,7 +15,8 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from trade_agent.envs.gymnasium_env import MarketGymEnv
-from trade_agent.envs.market import MarketRules, MarketSeries
+from trade_agent.envs.rules import MarketRules
+from trade_agent.envs.series import MarketSeries
 
 SeriesFactory = Callable[..., MarketSeries]
 NUM_BARS = 60

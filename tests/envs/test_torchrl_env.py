@@ -9,7 +9,9 @@ from torchrl.envs import check_env_specs
 from torchrl.envs.utils import step_mdp
 
 from trade_agent.envs.episodes import observe
-from trade_agent.envs.market import MarketRules, MarketSeries, reset, step
+from trade_agent.envs.market import reset, step
+from trade_agent.envs.rules import MarketRules
+from trade_agent.envs.series import MarketSeries
 from trade_agent.envs.torchrl_env import MarketEnv
 from trade_agent.errors import ConfigError, DataError
 

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from trade_agent.envs.market import MarketRules, MarketSeries
+from trade_agent.envs.rules import MarketRules
+from trade_agent.envs.series import MarketSeries
 from trade_agent.errors import ConfigError, TrainingDivergedError
 from trade_agent.evaluation.backtest import cost_sensitivity, costs_modelled, run_policy, simulate
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 import yaml
 
-from trade_agent.envs.market import MarketRules, MarketSeries
+from trade_agent.envs.rules import MarketRules
+from trade_agent.envs.series import MarketSeries
 from trade_agent.evaluation.backtest import Backtest, simulate
 from trade_agent.evaluation.baselines import BASELINES
 from trade_agent.evaluation.grading import grade, policy_from_dict

@@ -14,7 +14,8 @@ from omegaconf import OmegaConf
 
 from trade_agent.config.load import compose_config, load_config
 from trade_agent.config.schema import StepConfig, TrainingConfig
-from trade_agent.envs.market import MarketRules, MarketSeries
+from trade_agent.envs.rules import MarketRules
+from trade_agent.envs.series import MarketSeries
 from trade_agent.training.checkpoint import no_checkpoints
 from trade_agent.training.dataset import MarketDataset
 from trade_agent.training.results import TrainingResult

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from trade_agent.data.bars import Bars
-from trade_agent.envs.market import MarketSeries
+from trade_agent.envs.series import MarketSeries
 from trade_agent.evaluation.backtest import run_policy
 from trade_agent.networks.encoders import WindowEncoder
 from trade_agent.training.models import EnsemblePolicy, forecaster_from_state, policy_from_state

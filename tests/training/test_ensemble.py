@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from trade_agent.config.schema import EnsembleModel
-from trade_agent.envs.market import MarketRules, MarketSeries
+from trade_agent.envs.rules import MarketRules
+from trade_agent.envs.series import MarketSeries
 from trade_agent.evaluation.backtest import simulate
 from trade_agent.networks.combiners import GateCombiner
 from trade_agent.training.models import EnsemblePolicy, policy_from_state

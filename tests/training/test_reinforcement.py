@@ -16,7 +16,9 @@ from trade_agent.agents.replay import ReplayBuffer, Transitions
 from trade_agent.agents.rollout import RolloutBuffer
 from trade_agent.agents.td3 import TD3
 from trade_agent.envs.batched import Experience, TrainingMarket
-from trade_agent.envs.market import MarketRules, MarketSeries, MarketState, account_observation, step
+from trade_agent.envs.market import MarketState, account_observation, step
+from trade_agent.envs.rules import MarketRules
+from trade_agent.envs.series import MarketSeries
 from trade_agent.errors import TrainingDivergedError
 from trade_agent.training import reinforcement
 from trade_agent.training.checkpoint import no_checkpoints

@@ -11,8 +11,6 @@ import torch
 from torch import Tensor
 
 from trade_agent.envs.market import (
-    MarketRules,
-    MarketSeries,
     MarketState,
     StepResult,
     account_fields,
@@ -21,6 +19,8 @@ from trade_agent.envs.market import (
     reset,
     step,
 )
+from trade_agent.envs.rules import MarketRules
+from trade_agent.envs.series import MarketSeries
 
 
 class Experience(NamedTuple):

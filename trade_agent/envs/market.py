@@ -18,22 +18,8 @@ from torch import Tensor
 
 from trade_agent.envs.accounting import TINY, Account, Fill, carry_cost, equity_at, fill, total
 from trade_agent.envs.rewards import initial_memory, step_reward
-from trade_agent.envs.rules import MarketRules, position_actions, target_weights
+from trade_agent.envs.rules import MarketRules, target_weights
 from trade_agent.envs.series import MarketSeries
-
-__all__ = [
-    "MarketRules",
-    "MarketSeries",
-    "MarketState",
-    "StepResult",
-    "account_fields",
-    "account_observation",
-    "auto_reset",
-    "position_actions",
-    "reset",
-    "step",
-    "target_weights",
-]
 
 # log(1 + bars) of a million bars is 13.8: this keeps the field near [0, 1].
 _LOG_BARS_SCALE = 0.1

@@ -12,7 +12,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from trade_agent.envs.market import MarketRules, MarketSeries, account_observation, reset, step, target_weights
+from trade_agent.envs.market import account_observation, reset, step
+from trade_agent.envs.rules import MarketRules, target_weights
+from trade_agent.envs.series import MarketSeries
 from trade_agent.errors import ConfigError, TrainingDivergedError
 from trade_agent.evaluation.metrics import equity_returns, trading_metrics
 

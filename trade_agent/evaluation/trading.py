@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trade_agent.envs.market import MarketRules, MarketSeries
+from trade_agent.envs.rules import MarketRules
+from trade_agent.envs.series import MarketSeries
 from trade_agent.evaluation.backtest import COST_BPS, Backtest, cost_sensitivity, costs_modelled, simulate
 from trade_agent.evaluation.baselines import BASELINES, BaselineInputs
 from trade_agent.evaluation.significance import (

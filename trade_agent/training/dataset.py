@@ -13,7 +13,8 @@ from trade_agent.data.bars import Bars
 from trade_agent.data.load import load_bars, validate_file
 from trade_agent.data.splits import Split, chronological_split
 from trade_agent.data.validation import ValidationReport
-from trade_agent.envs.market import MarketRules, MarketSeries
+from trade_agent.envs.rules import MarketRules
+from trade_agent.envs.series import MarketSeries
 from trade_agent.errors import DataError
 from trade_agent.preprocessing.pipeline import PreprocessingPipeline, StepSpec
 from trade_agent.preprocessing.templates import template_steps

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from trade_agent.agents.base import Agent
 from trade_agent.agents.builders import agent_from_spec
 from trade_agent.config.schema import AgentModel, CnnLstmModel, PpoModel, SacModel, Td3Model
-from trade_agent.envs.market import MarketRules, account_fields, position_actions
+from trade_agent.envs.market import account_fields
+from trade_agent.envs.rules import MarketRules, position_actions
 from trade_agent.networks.cnn_lstm import CNNLSTM
 from trade_agent.networks.combiners import GateCombiner, mean_action, vote_action, weighted_action
 from trade_agent.networks.encoders import build_table

@@ -79,7 +79,8 @@ def losses(algorithm: str, path: str, hidden: list[int], weights: str) -> dict[s
 def ppo(path: str, num_envs: int, episode_bars: int, rollout_steps: int, settings: dict[str, object]) -> dict[str, str]:
     """PPO on single faces of our market, one after another, as ``make_vec_env`` builds them."""
     from trade_agent.envs.gymnasium_env import MarketGymEnv
-    from trade_agent.envs.market import MarketRules, MarketSeries
+    from trade_agent.envs.rules import MarketRules
+    from trade_agent.envs.series import MarketSeries
 
     arrays = {key: torch.as_tensor(value) for key, value in np.load(path).items()}
     series = MarketSeries(arrays["open"], arrays["close"], torch.ones_like(arrays["close"], dtype=torch.bool))

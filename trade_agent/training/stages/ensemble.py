@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from trade_agent.config.schema import EnsembleModel
-from trade_agent.envs.market import MarketRules, MarketSeries, target_weights
+from trade_agent.envs.rules import MarketRules, target_weights
+from trade_agent.envs.series import MarketSeries
 from trade_agent.errors import TrainingDivergedError
 from trade_agent.networks.combiners import GateCombiner
 from trade_agent.training.agent_loop import pack_history, unpack_history
