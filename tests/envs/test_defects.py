@@ -1,8 +1,8 @@
 """Defects seen in other trading environments that no other test here is about.
 
 Inverted shorts, caps that make foresight worthless, gains of idle cash and float32 money are in test_market and
-test_rewards; hindsight in test_causality; ignored seeds in the test of each face; scalers, back-filling, stamps of
-coarser bars and dropped tickers belong to the tests of preprocessing and data.
+test_rewards; hindsight in test_causality; ignored seeds in the test of each face; scalers, back-filling and dropped
+tickers belong to the tests of preprocessing and data. Bars are not made coarser here, so none can be stamped too early.
 """
 
 from __future__ import annotations
