@@ -5,7 +5,7 @@ nothing leaves the registers. Windows are rows of a view of the series. The plai
 """
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +64,7 @@ def against_gym_anytrading(repeats: int, num_bars: int = 5000, num_envs: int = 4
         versions = peer.ask("load", path=path, window=WINDOW)
         answer = peer.ask("play")
         steps = answer["steps"]
-        agrees = _same_profits(series, rules, tape[:steps], answer["profits"])
+        agrees = same_profits(series, rules, tape[:steps], answer["profits"])
         closes = series.close.float()
         features = torch.cat((closes, closes.diff(dim=0, prepend=closes[:1])), dim=1)
         for name, table, target in (("with windows", features, 50.0), ("index only", None, 150.0)):
@@ -82,7 +82,9 @@ def against_gym_anytrading(repeats: int, num_bars: int = 5000, num_envs: int = 4
                 )
 
 
-def _same_profits(series: MarketSeries, rules: MarketRules, tape: np.ndarray, profits: list[float]) -> bool:
+def same_profits(
+    series: MarketSeries, rules: MarketRules, tape: Sequence[int] | np.ndarray, profits: list[float]
+) -> bool:
     """Whether equity is its profit at every step after which nothing is held: between these it does not mark.
 
     It multiplies up to thousands of trades in float32, hence the tolerance.

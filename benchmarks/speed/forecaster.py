@@ -13,11 +13,11 @@ from benchmarks.speed.peer import Peer
 from trade_agent.networks.cnn_lstm import CNNLSTM, gather_windows
 from trade_agent.training.supervised import FitSettings, Targets, fit_forecaster, forecast_loss
 
-NUM_BARS, WINDOW, BATCH, FEATURES = 20_000, 32, 128, 8
+NUM_BARS, WINDOW, BATCH, FEATURES = 5_000, 32, 128, 8
 SETTINGS = FitSettings(
     epochs=1, patience=1, batch_size=BATCH, learning_rate=1e-3, weight_decay=1e-4, direction_weight=0.5
 )
-PEER_STEPS = 100
+PEER_STEPS = 40
 
 
 def network(num_features: int) -> CNNLSTM:

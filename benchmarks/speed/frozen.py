@@ -12,9 +12,10 @@ from trade_agent.envs.batched import TrainingMarket
 from trade_agent.envs.rules import MarketRules
 from trade_agent.envs.series import MarketSeries
 from trade_agent.networks.encoders import TableEncoder, build_table
+from trade_agent.training.checkpoint import no_checkpoints
 from trade_agent.training.reinforcement import Hooks, train_off_policy
 
-NUM_BARS, INPUTS, NUM_ENVS, ENV_STEPS, BATCH = 5_000, 8, 16, 8_000, 128
+NUM_BARS, INPUTS, NUM_ENVS, ENV_STEPS, BATCH = 5_000, 8, 16, 2_000, 128
 
 
 def measure(repeats: int) -> None:
@@ -57,6 +58,7 @@ def train_on(series: MarketSeries, table: Tensor) -> None:
     def observe(t: Tensor, private: Tensor) -> Tensor:
         return torch.cat((encoder(t), private), dim=-1)
 
+    generator = torch.Generator().manual_seed(1)
     train_off_policy(
         agent,
         env=env,
@@ -71,6 +73,7 @@ def train_on(series: MarketSeries, table: Tensor) -> None:
         env_steps_per_update=4,
         batch_size=BATCH,
         validation_checks=1,
-        generator=torch.Generator().manual_seed(1),
+        generator=generator,
+        session=no_checkpoints().session("speed", generator),
         hooks=Hooks(check=lambda _: None, advance=lambda _: None, metrics=lambda *_: None),
     )

@@ -21,7 +21,7 @@ from trade_agent.training.reinforcement import observed_batch
 
 HIDDEN, BATCH, FEATURES, PRIVATE = [256, 256], 256, 32, 6
 ROWS = 10_000
-UPDATES = 50  # in one run
+UPDATES = 20  # in one run
 Arrays = dict[str, np.ndarray]
 
 

@@ -18,12 +18,13 @@ from trade_agent.agents.policies import tanh_log_det
 from trade_agent.agents.ppo import PPO
 from trade_agent.envs.batched import TrainingMarket
 from trade_agent.envs.rules import MarketRules
+from trade_agent.training.checkpoint import no_checkpoints
 from trade_agent.training.reinforcement import Hooks, train_on_policy
 
 NUM_ENVS, ROLLOUT_STEPS, EPOCHS, BATCH = 16, 128, 10, 64
 NUM_BARS, EPISODE_BARS, FEATURES = 10_000, 256, 32
 SETTINGS = {"learning_rate": 3e-4, "gamma": 0.99, "gae_lambda": 0.95}
-ROLLOUTS = 2  # in one run
+ROLLOUTS = 1  # in one run
 
 
 def measure(repeats: int) -> None:
@@ -80,6 +81,7 @@ def trainer(env: TrainingMarket, table: Tensor, compiled: bool) -> Callable[[], 
     agent = PPO(observation_dim=FEATURES + env.private_dim, action_dim=1, **SETTINGS)
     if compiled:
         agent.compile_losses()
+    generator = torch.Generator().manual_seed(1)
     return lambda: train_on_policy(
         agent,
         env=env,
@@ -91,7 +93,8 @@ def trainer(env: TrainingMarket, table: Tensor, compiled: bool) -> Callable[[], 
         epochs=EPOCHS,
         batch_size=BATCH,
         validation_checks=1,
-        generator=torch.Generator().manual_seed(1),
+        generator=generator,
+        session=no_checkpoints().session("speed", generator),
         hooks=Hooks(check=lambda _: None, advance=lambda _: None, metrics=lambda *_: None),
     )
 
