@@ -13,7 +13,7 @@ from benchmarks.speed.__main__ import GROUPS
 from benchmarks.speed.env import FREE, random_walk, same_profits
 from benchmarks.speed.measure import Figure, in_turn
 from benchmarks.speed.peer import PACKAGES
-from trade_agent.envs.market import MarketRules
+from trade_agent.envs.rules import MarketRules
 
 ROOT = Path(__file__).resolve().parents[2]
 
