@@ -3,6 +3,7 @@
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come through to `exit_code_of`, which prints them in one line
 
@@ -14,13 +15,16 @@ from omegaconf import DictConfig, OmegaConf
 from trade_agent.config.load import default_command, load_config
 from trade_agent.config.store import register_schemas
 from trade_agent.console import exit_code_of, hydra_job
-from trade_agent.errors import ConfigError
+from trade_agent.errors import ConfigError, TrialPrunedError
+from trade_agent.search.sweeper import register_sweeper
 
 register_schemas()
+register_sweeper()
 
 
 @hydra.main(config_path="conf", config_name="train")
-def run(cfg: DictConfig) -> float:
+def run(cfg: DictConfig) -> dict[str, float] | None:
+    """Train; returns the figures on validation rows, by which a search goes, or None where the trial was pruned."""
     job = HydraConfig.get()
     run_dir = Path(job.runtime.output_dir)
     with hydra_job(run_dir, sweep=job.mode == RunMode.MULTIRUN):
@@ -29,9 +33,25 @@ def run(cfg: DictConfig) -> float:
         config = load_config(cfg, default_command([str(override) for override in overrides]))
         from trade_agent.training.unified_manager import UnifiedTrainingManager  # imports torch: not for --help
 
-        result = UnifiedTrainingManager(config, run_dir=run_dir).run()
+        trial = trial_of(job) if job.mode == RunMode.MULTIRUN and "study_name" in job.sweeper else None
+        try:
+            result = UnifiedTrainingManager(config, run_dir=run_dir, trial=trial).run()
+        except TrialPrunedError as pruned:
+            print(pruned)
+            return None
     print(result.headline)
-    return float(result.objective["value"])
+    return result.validation
+
+
+def trial_of(job: Any) -> Any:
+    """The trial of the study that this job is."""
+    from trade_agent.search.trial import StudyTrial, job_name, make_pruner
+
+    sweeper = job.sweeper
+    pruner = make_pruner(
+        sweeper.pruner, startup_trials=sweeper.pruner_startup_trials, warmup_checks=sweeper.pruner_warmup_checks
+    )
+    return StudyTrial(sweeper.storage, sweeper.study_name, job_name(job.sweep.dir, job.job.num), pruner=pruner)
 
 
 def resume(folder: str) -> None:

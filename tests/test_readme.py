@@ -33,7 +33,7 @@ def with_smoke_profile(command: str) -> str:
 
 
 def test_the_readme_has_the_commands_these_tests_know() -> None:
-    assert len(commands()) == 26
+    assert len(commands()) == 27
     assert {command.split()[0] for command in commands()} == {"python", "trade-agent"}
     assert "python train.py stage=hybrid model=sac" in (ROOT / "Makefile").read_text(encoding="utf-8")
 
@@ -59,7 +59,7 @@ def test_every_command_runs_in_the_order_of_the_page(tmp_path: Path) -> None:
         if "train" in command.split()[1] and "--cfg" not in command and "-m" not in command.split():
             last = done.stdout.strip().splitlines()[-1]
             assert re.fullmatch(
-                r"model_id: \w+_v\d+\.\d+\.\d+_grade_[A-F][+-]?_(acc|sharpe)_m?\d+\.\d+|.*Best value.*", last
+                r"model_id: \w+_v\d+\.\d+\.\d+_grade_[A-F][+-]?_(acc|sharpe)_m?\d+\.\d+|best trial \d+: .*", last
             )
     for block, first_words in zip(blocks("python"), ("cnn_lstm_v", "equity "), strict=True):
         done = subprocess.run(

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from trade_agent import __version__
 from trade_agent.commands.registry import registry_app
+from trade_agent.commands.search import search_app
 from trade_agent.commands.shared import DEFAULT_MODELS, Json, Models, open_registry, print_json
 from trade_agent.errors import ConfigError, DataError
 from trade_agent.registry.store import ModelRegistry
@@ -25,6 +26,7 @@ data_app = typer.Typer(no_args_is_help=True, help="Look at data before training 
 app.add_typer(train_app, name="train")
 app.add_typer(registry_app, name="registry")
 app.add_typer(data_app, name="data")
+app.add_typer(search_app, name="search")
 
 SUFFIX_SOURCES = {
     ".parquet": "parquet",

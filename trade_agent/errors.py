@@ -56,3 +56,7 @@ class TrainingDivergedError(TradeAgentError):
 
 class StoppedError(TradeAgentError):
     """A signal asked the run to stop, and its state is in a checkpoint. ``exit_code`` follows the signal."""
+
+
+class TrialPrunedError(TradeAgentError):
+    """A trial of a search is worse than the others and ends early. It is no failure, and registers nothing."""

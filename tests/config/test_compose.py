@@ -8,7 +8,19 @@ from trade_agent.config import schema
 from trade_agent.config.load import compose_config, conf_dir, load_config
 
 FILES = sorted(path.relative_to(conf_dir()) for path in conf_dir().rglob("*.yaml"))
-GROUPS = ("data", "preprocessing", "env", "device", "trainer", "evaluation", "grading", "paths", "registry", "search")
+GROUPS = (
+    "data",
+    "preprocessing",
+    "env",
+    "device",
+    "trainer",
+    "evaluation",
+    "grading",
+    "paths",
+    "registry",
+    "monitoring",
+    "search",
+)
 
 
 def load(*overrides: str) -> schema.TrainingConfig:
@@ -16,7 +28,7 @@ def load(*overrides: str) -> schema.TrainingConfig:
 
 
 def test_the_files_are_those_that_these_tests_know() -> None:
-    assert len(FILES) == 60
+    assert len(FILES) == 62
 
 
 def options() -> list[str]:

@@ -30,6 +30,7 @@ SMALL = (
     "model.hidden_sizes=[8]",
     "model.num_envs=2",
     "device=cpu",
+    "monitoring=off",
 )
 
 

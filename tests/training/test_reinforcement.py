@@ -26,7 +26,7 @@ from trade_agent.training.reinforcement import (
     Best,
     Hooks,
     copy_state,
-    finite,
+    hand_on,
     observed_batch,
     train_off_policy,
     train_on_policy,
@@ -492,9 +492,15 @@ def test_copies_share_no_memory() -> None:
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_a_metric_that_is_not_finite_is_named(value: float) -> None:
-    assert finite({"loss_actor": torch.tensor(2.0)}, 5) == {"loss_actor": 2.0}
+    seen: list[tuple[int, dict[str, float]]] = []
+    hooks = Hooks(check=lambda steps: None, advance=lambda count: None, metrics=lambda *args: seen.append(args))
+    hand_on({"loss_actor": torch.tensor(2.0)}, 5, hooks)
     with pytest.raises(TrainingDivergedError, match=r"loss_critic is -?(nan|inf) after 640 environment steps"):
-        finite({"loss_actor": torch.tensor(0.0), "loss_critic": torch.tensor(value)}, 640)
+        hand_on({"loss_actor": torch.tensor(0.0), "loss_critic": torch.tensor(value)}, 640, hooks)
+    assert [(steps, list(metrics)) for steps, metrics in seen] == [
+        (5, ["loss_actor"]),
+        (640, ["loss_actor", "loss_critic"]),
+    ]
 
 
 def test_an_update_that_is_not_finite_ends_the_loop(make_market: MakeMarket) -> None:

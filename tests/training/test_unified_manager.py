@@ -18,7 +18,7 @@ CONTRACT = {
     "preprocessor_version", "config_hash", "data_fingerprint", "seed", "device", "world_size", "duration_seconds",
     "env_steps", "command",
 }  # fmt: skip
-BESIDE = {"run_id", "trainer", "grade_decision", "report", "notes", "artefacts"}
+BESIDE = {"run_id", "validation", "trainer", "grade_decision", "report", "notes", "artefacts"}
 
 
 def read(path: Path) -> Any:

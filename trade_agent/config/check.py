@@ -22,6 +22,7 @@ def check_config(config: TrainingConfig) -> None:
     check_forecasters(config)
     check_data(config.data)
     check_splits(config)
+    check_webhook(config.monitoring.alerts)
 
 
 def walk(node: Any, prefix: str) -> Iterator[tuple[str, Any, dict[str, Any]]]:
@@ -218,3 +219,8 @@ def check_splits(config: TrainingConfig) -> None:
             f"evaluation.train_fraction + evaluation.validation_fraction = {used:g} leaves too little to test on",
             "keep their sum at or below 0.95",
         )
+
+
+def check_webhook(alerts: schema.AlertsConfig) -> None:
+    if alerts.webhook is not None and not alerts.webhook.startswith(("http://", "https://")):
+        raise ConfigError("monitoring.alerts.webhook is no web address", "give one that begins with https://")

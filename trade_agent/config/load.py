@@ -123,7 +123,7 @@ def snapshot(config: TrainingConfig) -> dict[str, Any]:
 
 def content(config: TrainingConfig) -> dict[str, Any]:
     """The part of the snapshot that numbers depend on, equal for two runs of one config at any time, in any folder."""
-    own = ("run_id", "paths", "registry", "notes", "tags")
+    own = ("run_id", "paths", "registry", "monitoring", "notes", "tags")
     return {name: value for name, value in snapshot(config).items() if name not in own}
 
 
@@ -157,16 +157,26 @@ def from_content(values: dict[str, Any]) -> TrainingConfig:
 
 def from_snapshot(values: dict[str, Any]) -> TrainingConfig:
     """The config of a run from its ``snapshot``, under the same run id. Raises ConfigError as ``from_content`` does."""
-    own = {name: values[name] for name in ("paths", "registry", "notes", "tags")}
+    own = {name: values[name] for name in ("paths", "registry", "monitoring", "notes", "tags")}
     config = from_content({name: value for name, value in values.items() if name not in (*own, "run_id")})
     return dataclasses.replace(
         config,
         paths=schema.PathsConfig(**own["paths"]),
         registry=schema.RegistryConfig(**own["registry"]),
+        monitoring=monitoring_from(own["monitoring"]),
         notes=own["notes"],
         tags=own["tags"],
         run_id=values["run_id"],
     )
+
+
+def monitoring_from(values: dict[str, Any]) -> schema.MonitoringConfig:
+    """Monitoring as it was stored; an address that came from the environment was not, and nothing is sent there."""
+    known: dict[str, Any] = {name: None if value == FROM_ENVIRONMENT else value for name, value in values.items()}
+    alerts: dict[str, Any] = {
+        name: None if value == FROM_ENVIRONMENT else value for name, value in values["alerts"].items()
+    }
+    return schema.MonitoringConfig(**(known | {"alerts": schema.AlertsConfig(**alerts)}))
 
 
 def leaves(values: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -325,6 +325,55 @@ class RegistryConfig:
 
 
 @dataclass(kw_only=True, slots=True)
+class AlertsConfig:
+    """Which rules raise an alarm, and who is told. A rule of 0 is off."""
+
+    log: bool = MISSING
+    file: bool = MISSING
+    webhook: str | None = None
+    webhook_timeout_seconds: float = number(0.1, 60.0)
+    cooldown_seconds: float = number(0.0, 1e7)
+    not_finite: bool = MISSING
+    plateau_checks: int = number(0, 1_000_000)
+    gradient_factor: float = number(0.0, 1e9)
+    throughput_fraction: float = number(0.0, 1.0)
+    memory_factor: float = number(0.0, 1e6)
+    collapsed_policy: bool = MISSING
+    entropy_floor: float = number(-1e3, 1e3)
+
+
+@dataclass(kw_only=True, slots=True)
+class MonitoringConfig:
+    tensorboard: bool = MISSING
+    jsonl: bool = MISSING
+    prometheus: str | None = None
+    mlflow: str | None = None
+    alerts: AlertsConfig = field(default_factory=AlertsConfig)
+
+
+@dataclass(kw_only=True, slots=True)
+class SearchConfig:
+    """Hydra's own node `hydra.sweeper` of a search; `trade_agent.search.sweeper` checks and honours it."""
+
+    _target_: str = "trade_agent.search.sweeper.StudySweeper"
+    defaults: list[Any] = field(default_factory=lambda: [{"sampler": "tpe"}])
+    sampler: Any = MISSING
+    storage: str = MISSING
+    study_name: str = MISSING
+    objectives: dict[str, str] = field(default_factory=dict)
+    at_most: dict[str, float] = field(default_factory=dict)
+    at_least: dict[str, float] = field(default_factory=dict)
+    n_trials: int = number(1, 1_000_000)
+    n_jobs: int = number(1, 10_000)
+    defaults_first: bool = MISSING
+    max_failures_in_a_row: int = number(1, 1_000_000)
+    pruner: str = choice("median", "halving", "none")
+    pruner_startup_trials: int = number(0, 1_000_000)
+    pruner_warmup_checks: int = number(0, 1_000_000)
+    params: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(kw_only=True, slots=True)
 class PathsConfig:
     models: str = MISSING
     outputs: str = MISSING
@@ -416,6 +465,7 @@ class TrainingConfig:
     grading: GradingConfig = MISSING
     paths: PathsConfig = MISSING
     registry: RegistryConfig = MISSING
+    monitoring: MonitoringConfig = MISSING
     seed: int = number(0, 2**31 - 1)
     tags: list[str] = field(default_factory=list)
     notes: str = ""

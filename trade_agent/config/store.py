@@ -16,6 +16,8 @@ SCHEMAS = {
     "schema/grading": schema.GradingConfig,
     "schema/paths": schema.PathsConfig,
     "schema/registry": schema.RegistryConfig,
+    "schema/monitoring": schema.MonitoringConfig,
+    "hydra/sweeper/study": schema.SearchConfig,
     "schema/stage/cnn_lstm": schema.CnnLstmStage,
     "schema/stage/rl": schema.RlStage,
     "schema/stage/hybrid": schema.HybridStage,

@@ -11,6 +11,7 @@ from trade_agent.agents.replay import ReplayBuffer
 from trade_agent.config.schema import AgentModel, OffPolicyModel, PpoModel
 from trade_agent.envs.batched import BatchedEnv
 from trade_agent.training.checkpoint import Session
+from trade_agent.training.monitoring.watch import Watch
 from trade_agent.training.progress import ProgressReporter
 from trade_agent.training.reinforcement import Hooks, Learn, Observe, train_off_policy, train_on_policy
 
@@ -30,6 +31,7 @@ def train_in(
     random_warmup: bool,
     generator: torch.Generator,
     progress: ProgressReporter,
+    watch: Watch,
     label: str,
     session: Session,
 ) -> tuple[int, History]:
@@ -42,6 +44,7 @@ def train_in(
     with progress.task(label, total_env_steps) as task:
 
         def record(env_steps: int, metrics: dict[str, float]) -> None:
+            watch.metrics(env_steps, metrics)
             for name, value in {"env_steps": float(env_steps), **metrics}.items():
                 history.setdefault(name, []).append(value)
 

@@ -9,7 +9,7 @@ from typing import Self
 import torch
 
 from trade_agent import safe_io
-from trade_agent.errors import StoppedError, TradeAgentError
+from trade_agent.errors import StoppedError, TradeAgentError, TrialPrunedError
 
 START, RESUME = "start", "resume"  # no stage is being trained yet
 
@@ -19,8 +19,8 @@ class TrainingErrorHandler:
 
     Once a stage is being trained, or was before this process `resumed` the run, whatever ends it leaves `error.json` in
     its folder: what went wrong, the remedy, and the command that goes on from the last checkpoint. Before that nothing
-    was started: wrong input (exit code 2) leaves no file, and neither does a run that was asked to stop. The error goes
-    on to the caller, an OSError as a TradeAgentError of one line.
+    was started: wrong input (exit code 2) leaves no file, and neither does a run that was asked to stop or was pruned.
+    The error goes on to the caller, an OSError as a TradeAgentError of one line.
     """
 
     def __init__(self, run_dir: Path, resume: str, *, resumed: bool = False) -> None:
@@ -33,7 +33,7 @@ class TrainingErrorHandler:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if error is None or self.stage == START or isinstance(error, StoppedError):
+        if error is None or self.stage == START or isinstance(error, StoppedError | TrialPrunedError):
             return
         if isinstance(error, TradeAgentError):
             error.exit_code = 1  # 2 would say that nothing was started

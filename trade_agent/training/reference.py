@@ -22,6 +22,7 @@ from trade_agent.registry.metadata import finite
 from trade_agent.training.agent_loop import History, loop_env_steps, train_in
 from trade_agent.training.checkpoint import Checkpoints
 from trade_agent.training.models import agent_spec, agent_to_state
+from trade_agent.training.monitoring.watch import Watch
 from trade_agent.training.progress import ProgressReporter
 from trade_agent.training.reinforcement import Best
 from trade_agent.training.report import write_history
@@ -56,6 +57,11 @@ class ReferenceResult:
     artefacts: list[str] = field(default_factory=list)
 
     @property
+    def validation(self) -> dict[str, float]:
+        """What a search goes by: the best check. The final figure is looked at once, as test rows are."""
+        return {"mean_return": max(score for _, score in self.checks)}
+
+    @property
     def headline(self) -> str:
         """The last line that a run prints."""
         return f"{self.task} {self.model}: mean return {self.objective['value']:.1f}"
@@ -69,13 +75,14 @@ def run_reference(
     environment: dict[str, Any],
     progress: ProgressReporter,
     checkpoints: Checkpoints,
+    watch: Watch,
 ) -> ReferenceResult:
     """Train and evaluate; writes result.json, agent.pth, history.json and returns.png to `run_dir`."""
     env_config, model, started = config.env, config.model, time.monotonic()
     assert isinstance(env_config, GymnasiumConfig)
     assert isinstance(model, AgentModel)
     agent, env_steps, history, checks = train_task(
-        config, env_config, model, device=device, progress=progress, checkpoints=checkpoints
+        config, env_config, model, device=device, progress=progress, checkpoints=checkpoints, watch=watch
     )
     episodes = evaluate(agent, env_config.id, EVALUATION_SEEDS, env_config.evaluation_episodes, device)
     mean = float(episodes.returns.mean())
@@ -121,6 +128,7 @@ def train_task(
     device: torch.device,
     progress: ProgressReporter,
     checkpoints: Checkpoints,
+    watch: Watch,
 ) -> tuple[Agent, int, History, list[tuple[int, float]]]:
     """The agent in the state that did best in a check, environment steps, history of the losses, the checks."""
     generator = seed_everything(config.seed, device, "reference", env_config.id, model.name)
@@ -143,6 +151,7 @@ def train_task(
         checks.append((env_steps, score))
         progress.say(f"  {env_steps:,} steps: mean return {score:.1f}")
         best.consider(score, agent.state_dict, env_steps)
+        watch.validated(env_steps, {"mean_return": score})
 
     def observe(t: Tensor, private: Tensor) -> Tensor:
         return private
@@ -165,6 +174,7 @@ def train_task(
         random_warmup=True,
         generator=generator,
         progress=progress,
+        watch=watch,
         label=f"{model.name} on {env_config.id}",
         session=session,
     )

@@ -167,7 +167,7 @@ def train_on_policy(
             with torch.no_grad():
                 seen_observations = observe(buffer.t.flatten().long(), buffer.private.flatten(0, 1))
             agent.observation_normaliser.update(seen_observations)
-        hooks.metrics(env_steps, finite(metrics, env_steps))
+        hand_on(metrics, env_steps, hooks)
         checked = _due(index, rounds, validation_checks)
         if checked:
             hooks.check(env_steps)
@@ -250,14 +250,14 @@ def train_off_policy(
                 metrics.update(learn(observed_batch(replay.sample(batch_size, generator), observe)))
                 done["owed"], done["updates"] = done["owed"] - 1.0, done["updates"] + 1
                 if done["updates"] % METRICS_EVERY == 0:
-                    hooks.metrics(env_steps, finite(metrics, env_steps))
+                    hand_on(metrics, env_steps, hooks)
         checked = _due(index, rounds, validation_checks)
         if checked:
             hooks.check(env_steps)
         done["rounds"] = index + 1
         session.boundary(due=checked)
     if done["updates"] % METRICS_EVERY:
-        hooks.metrics(env_steps, finite(metrics, env_steps))
+        hand_on(metrics, env_steps, hooks)
     return rounds * env.num_envs
 
 
@@ -286,13 +286,18 @@ def _due(index: int, rounds: int, checks: int) -> bool:
     return (index + 1) * checks // rounds > index * checks // rounds
 
 
-def finite(metrics: dict[str, Tensor], env_steps: int) -> dict[str, float]:
-    """Metrics as numbers. Raises TrainingDivergedError naming the first that is not finite."""
+def hand_on(metrics: dict[str, Tensor], env_steps: int, hooks: Hooks) -> None:
+    """Give the metrics to the hook as numbers, then check them: who watches a run wants to see what ended it."""
     values = {name: float(value) for name, value in metrics.items()}
-    for name, value in values.items():
+    hooks.metrics(env_steps, values)
+    finite(values, env_steps)
+
+
+def finite(metrics: dict[str, float], env_steps: int) -> None:
+    """Raises TrainingDivergedError naming the first metric that is not finite."""
+    for name, value in metrics.items():
         if not math.isfinite(value):
             raise TrainingDivergedError(
                 f"{name} is {value} after {env_steps} environment steps",
                 "lower model.learning_rate or model.reward_scale",
             )
-    return values

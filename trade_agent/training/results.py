@@ -13,7 +13,8 @@ from trade_agent.registry.metadata import finite
 class TrainingResult:
     """One trained, judged and registered model. `result.json` holds exactly these fields.
 
-    objective: name, value and direction ("max" or "min") on validation rows. metrics and baselines: test rows.
+    objective: name, value and direction ("max" or "min") on validation rows, one of the figures of `validation`.
+    metrics and baselines: test rows.
     parents: ids. artefacts: files of the run folder. duration_seconds: of this stage alone.
     """
 
@@ -23,6 +24,7 @@ class TrainingResult:
     version: str
     grade: str
     objective: dict[str, Any]
+    validation: dict[str, float]
     metrics: dict[str, Any]
     baselines: dict[str, Any]
     parents: list[str]

@@ -153,11 +153,12 @@ def fit_forecaster(
     settings: FitSettings,
     generator: torch.Generator,
     session: Session,
-    on_epoch: Callable[[int, float, float], None] = lambda epoch, train_loss, validation_loss: None,
+    on_epoch: Callable[[int, dict[str, float]], None] = lambda epoch, metrics: None,
 ) -> FitResult:
     """Train on the pairs `train` [S, 2], stop early on `validation`, leave the best epoch's weights in `network`.
 
     Takes up the newest checkpoint of `session`, and has a boundary after each minibatch.
+    on_epoch(epoch, metrics) is called after each epoch, from 1, with the weights as the epoch left them.
     Raises TrainingDivergedError when a loss is not finite.
     """
     optimizer = torch.optim.AdamW(
@@ -172,6 +173,7 @@ def fit_forecaster(
         group["lr"] = settings.learning_rate * session.rate_factor
     while not session.finished:
         network.train()
+        norm: Tensor | None = None  # of the gradient of the last minibatch; a checkpoint may lie right behind it
         if progress.order is None:
             progress.order = torch.randperm(len(train), generator=generator, device=generator.device)
         while progress.position < len(train):
@@ -179,20 +181,23 @@ def fit_forecaster(
             loss = _loss(network, series, targets, train[chunk], settings.direction_weight)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
-            torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+            norm = torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
             optimizer.step()
             progress.total += loss.detach() * len(chunk)
             progress.position += len(chunk)
             session.boundary()
         train_loss = float(progress.total) / len(train)
         validation_loss = evaluate_loss(network, series, targets, validation, settings.direction_weight)
+        metrics = {"train_loss": train_loss, "validation_loss": validation_loss}
+        if norm is not None:
+            metrics["grad_norm"] = float(norm)
+        on_epoch(progress.epoch + 1, metrics)  # before the check: who watches a run wants to see what ended it
         if not math.isfinite(train_loss + validation_loss):
             raise TrainingDivergedError(
                 f"the forecaster's loss is {train_loss} on train rows and {validation_loss} on validation rows in "
                 f"epoch {progress.epoch + 1}",
                 "lower model.learning_rate",
             )
-        on_epoch(progress.epoch + 1, train_loss, validation_loss)
         progress.end_epoch(train_loss, validation_loss, network)
         if progress.epoch == settings.epochs or progress.epoch - 1 - progress.best_epoch >= settings.patience:
             assert progress.best_state is not None

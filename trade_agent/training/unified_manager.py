@@ -15,16 +15,19 @@ from trade_agent.config import schema
 from trade_agent.config.load import content, snapshot, with_run_id
 from trade_agent.config.schema import TrainingConfig
 from trade_agent.envs.gymnasium_tasks import describe_task
-from trade_agent.errors import ConfigError, RegistryError, TrainingDivergedError
+from trade_agent.errors import ConfigError, RegistryError, TrainingDivergedError, TrialPrunedError
 from trade_agent.evaluation.grading import MODEL_KINDS, GradePolicy, policy_from_dict
 from trade_agent.registry.environment import describe_environment
 from trade_agent.registry.metadata import DataInfo, ModelMetadata, Objective, PreprocessorInfo, plain_hash
 from trade_agent.registry.signing import Signing
 from trade_agent.registry.store import ModelRegistry
+from trade_agent.search.trial import StudyTrial
 from trade_agent.training.checkpoint import Checkpoints
 from trade_agent.training.dataset import MarketDataset, build_dataset, load_data
 from trade_agent.training.device import DeviceManager
 from trade_agent.training.error_handler import TrainingErrorHandler
+from trade_agent.training.monitoring.open import watching
+from trade_agent.training.monitoring.watch import Watch
 from trade_agent.training.plan import Plan, PlannedStage, build_plan, fit_to_parents, named_references
 from trade_agent.training.preprocessor_manager import PreprocessorManager
 from trade_agent.training.progress import ProgressReporter
@@ -61,11 +64,20 @@ class UnifiedTrainingManager:
     """Runs a config from data to a registered model.
 
     run_dir: folder of this run, by default `<paths.outputs>/<stage>/<date_time>`. quiet: no progress, no tables.
+    trial: where the run is one of a search; it may end the run with a TrialPrunedError, and then nothing is registered.
     Every stage is registered as soon as it is finished, so a failure later on loses none of them: the same command
     finds them and goes on.
     """
 
-    def __init__(self, config: TrainingConfig, *, run_dir: Path | None = None, quiet: bool = False) -> None:
+    def __init__(
+        self,
+        config: TrainingConfig,
+        *,
+        run_dir: Path | None = None,
+        quiet: bool = False,
+        trial: StudyTrial | None = None,
+    ) -> None:
+        self.trial = trial
         self.run_dir = run_dir or default_run_dir(config)
         self.config = continued(config, self.run_dir) or with_run_id(config)  # a run id names one run in the registry
         self.stop = StopFlag(resume_command(self.run_dir))
@@ -116,11 +128,19 @@ class UnifiedTrainingManager:
                     environment=self.environment,
                     progress=self.progress,
                     checkpoints=checkpoints,
+                    watch=watch,
                 )
 
-            result = self._with_retries("reference", train)
+            with self._watching(self.config.model.name, self.run_dir, "mean_return", self.trial) as watch:
+                result = self._with_retries("reference", train)
             handler.settle()
         return result
+
+    def _watching(
+        self, stage: str, folder: Path, score: str, trial: StudyTrial | None
+    ) -> AbstractContextManager[Watch]:
+        config = self.config
+        return watching(config.monitoring, stage=stage, score=score, folder=folder, run_id=config.run_id, trial=trial)
 
     def _train_model(self, handler: TrainingErrorHandler) -> TrainingResult:
         """Train and register what the plan finds missing."""
@@ -169,9 +189,11 @@ class UnifiedTrainingManager:
         self.progress.say(f"training {planned.key}")
 
         def train(checkpoints: Checkpoints) -> StageOutcome:
-            return self._run_stage(planned, plan, self._context(planned, plan, dataset, folder, checkpoints))
+            return self._run_stage(planned, plan, self._context(planned, plan, dataset, folder, checkpoints, watch))
 
-        outcome = self._with_retries(planned.key, train)
+        score = "skill_score" if planned.model_type == "cnn_lstm" else "sharpe"
+        with self._watching(planned.key, folder, score, self.trial if target else None) as watch:
+            outcome = self._with_retries(planned.key, train)
         metadata = self._register(planned, plan, dataset, outcome)
         planned.found = metadata
         write_history(folder, outcome.history)
@@ -187,6 +209,9 @@ class UnifiedTrainingManager:
             checkpoints = self._checkpoints(key)
             try:
                 return train(checkpoints)
+            except TrialPrunedError:
+                checkpoints.remove()  # nobody goes on with it
+                raise
             except TrainingDivergedError as error:
                 retries = checkpoints.retries + 1
                 if retries > self.config.trainer.divergence_retries:
@@ -209,9 +234,17 @@ class UnifiedTrainingManager:
         return self.run_dir / "checkpoints" / key / "retries.json"
 
     def _context(
-        self, planned: PlannedStage, plan: Plan, dataset: MarketDataset, folder: Path, checkpoints: Checkpoints
+        self,
+        planned: PlannedStage,
+        plan: Plan,
+        dataset: MarketDataset,
+        folder: Path,
+        checkpoints: Checkpoints,
+        watch: Watch,
     ) -> StageContext:
         tried = self._tried(planned, plan, dataset)
+        if self.trial is not None and planned is plan.target:
+            tried += self.trial.unregistered()
         return StageContext(
             dataset=dataset,
             trainer=self.config.trainer,
@@ -225,6 +258,7 @@ class UnifiedTrainingManager:
             folder=folder,
             checkpoints=checkpoints,
             num_trials=tried + 1,
+            watch=watch,
         )
 
     def _tried(self, planned: PlannedStage, plan: Plan, dataset: MarketDataset) -> int:
@@ -334,6 +368,7 @@ class UnifiedTrainingManager:
             version=metadata.version,
             grade=metadata.grade,
             objective=outcome.objective,
+            validation=outcome.validation,
             metrics=outcome.metrics,
             baselines=outcome.baselines,
             parents=[parent.id for parent in metadata.parents],

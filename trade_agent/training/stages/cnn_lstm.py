@@ -14,6 +14,7 @@ from trade_agent.networks.cnn_lstm import CNNLSTM
 from trade_agent.networks.encoders import build_table
 from trade_agent.training.dataset import MIN_SPLIT_ROWS, MarketDataset
 from trade_agent.training.models import Forecaster, folds_to_state, forecaster_spec
+from trade_agent.training.monitoring.watch import Watch
 from trade_agent.training.stages.context import StageContext, StageOutcome, seed_everything
 from trade_agent.training.supervised import (
     TABLE_BATCH,
@@ -22,6 +23,7 @@ from trade_agent.training.supervised import (
     Fold,
     Targets,
     align_latent,
+    evaluate_loss,
     fit_forecaster,
     fold_bounds,
     label_rows,
@@ -45,7 +47,7 @@ def run(context: StageContext, *, stage: CnnLstmStage, model: CnnLstmModel) -> S
         direction_weight=stage.direction_loss_weight,
     )
     bars = label_rows(dataset.split.train, model.horizons, model.window_bars, dataset.first_row)
-    network, fit = _fit(context, spec, targets, settings, bars, max(model.horizons), "forecaster")
+    network, fit = _fit(context, spec, targets, settings, bars, max(model.horizons), "forecaster", context.watch)
     forecaster = Forecaster(network, spec, tuple(model.horizons), targets.scale)
     folds = _cross_fit(context, forecaster, targets, settings, bars)
     return _outcome(context, forecaster, folds, fit)
@@ -78,6 +80,7 @@ def _fit(
     bars: range | list[int],
     longest_horizon: int,
     label: str,
+    watch: Watch,
 ) -> tuple[CNNLSTM, FitResult]:
     """A new network trained on the windows that end at `bars`."""
     dataset = context.dataset
@@ -87,20 +90,37 @@ def _fit(
     validation = dataset.split.validation
     # Labels that end after the validation rows would look into the embargo.
     validation_bars = range(validation.start, validation.stop - longest_horizon)
+    held_out = samples(validation_bars, targets.valid)
     with context.progress.task(label, settings.epochs) as task:
+
+        def on_epoch(epoch: int, metrics: dict[str, float]) -> None:
+            task.advance(1, f"loss {metrics['train_loss']:.4f}, validation {metrics['validation_loss']:.4f}")
+            watch.metrics(epoch, metrics)
+            if watch.prunes:
+                watch.validated(epoch, {"skill_score": skill_score(network, dataset.features, targets, held_out)})
+
         fit = fit_forecaster(
             network,
             series=dataset.features,
             targets=targets,
             train=samples(bars, targets.valid),
-            validation=samples(validation_bars, targets.valid),
+            validation=held_out,
             settings=settings,
             generator=generator,
             session=context.checkpoints.session(label, generator),
-            on_epoch=lambda epoch, train, held_out: task.advance(1, f"loss {train:.4f}, validation {held_out:.4f}"),
+            on_epoch=on_epoch,
         )
         task.advance(settings.epochs)
     return network, fit
+
+
+def skill_score(network: CNNLSTM, series: Tensor, targets: Targets, pairs: Tensor) -> float:
+    """1 - squared error / that of forecasting no change, over the pairs [S, 2] and all horizons.
+
+    Unlike the loss it means the same under every weight of the direction, so that trials of a search can be compared.
+    """
+    naive = float(targets.returns[pairs[:, 0], pairs[:, 1]].square().mean())
+    return 1.0 - evaluate_loss(network, series, targets, pairs, direction_weight=0.0) / naive
 
 
 def _cross_fit(
@@ -117,7 +137,8 @@ def _cross_fit(
     for index, block in enumerate(fold_bounds(bars, count)):
         others = outside(bars, block, purge_bars)
         label = f"cross-fit {index + 1}/{count}"
-        fold_network, _ = _fit(context, forecaster.spec, targets, settings, others, max(forecaster.horizons), label)
+        longest = max(forecaster.horizons)
+        fold_network, _ = _fit(context, forecaster.spec, targets, settings, others, longest, label, Watch())
         table = build_table(fold_network, features, TABLE_BATCH)
         weight, bias = align_latent(table, final_table, others, network.latent_dim)
         # Blocks follow each other without a gap, so the last one also covers the rows whose labels leave the split.
@@ -133,7 +154,8 @@ def _outcome(context: StageContext, forecaster: Forecaster, folds: list[Fold], f
     test = [evaluate(context, forecaster, table, asset, dataset.split.test) for asset in _assets(dataset)]
     inputs = _pooled([result.grade_inputs() for result in test])
     metrics = _pooled([result.metrics for result in test])
-    skill = float(np.mean([result.metrics["skill_score"] for result in validation]))
+    validation_metrics = _pooled([result.metrics for result in validation])
+    skill = validation_metrics["skill_score"]
     accuracy = metrics["directional_accuracy"]
     return StageOutcome(
         state={
@@ -149,6 +171,7 @@ def _outcome(context: StageContext, forecaster: Forecaster, folds: list[Fold], f
             "target": "log return from close to close, in standard deviations of the train rows",
         },
         objective={"name": "validation_skill_score", "value": skill, "direction": "max"},
+        validation=validation_metrics,
         metrics=metrics,
         baselines={name: _pooled([result.baselines[name] for result in test]) for name in test[0].baselines},
         # What is beaten must be beaten on every asset: the least favourable one stands for all.

@@ -13,6 +13,7 @@ from trade_agent.evaluation.grading import GradeDecision, GradePolicy
 from trade_agent.evaluation.significance import Comparison
 from trade_agent.training.checkpoint import Checkpoints
 from trade_agent.training.dataset import MarketDataset
+from trade_agent.training.monitoring.watch import Watch
 from trade_agent.training.progress import ProgressReporter
 
 
@@ -41,19 +42,21 @@ class StageContext:
     folder: Path  # of this stage's pictures and tables
     checkpoints: Checkpoints
     num_trials: int  # models of this kind judged on some of these test rows, this one included
+    watch: Watch = field(default_factory=Watch)  # where metrics and validation scores go; by default nowhere
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageOutcome:
     """A trained and evaluated model, not registered yet.
 
-    contract: what a user of the model must know. objective: value on the validation rows. metrics, baselines and report
-    come from the test rows.
+    contract: what a user of the model must know. objective: value on the validation rows, one of the figures of
+    `validation`. metrics, baselines and report come from the test rows.
     """
 
     state: dict[str, Any]
     contract: dict[str, Any]
     objective: dict[str, Any]
+    validation: dict[str, float]
     metrics: dict[str, float]
     baselines: dict[str, dict[str, float]]
     comparisons: dict[str, Comparison]

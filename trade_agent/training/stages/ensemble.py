@@ -21,6 +21,7 @@ from trade_agent.training.stages.trading import (
     trading_contract,
     trading_outcome,
     train_rows,
+    validate,
     validation_sharpe,
     weighted_by_score,
 )
@@ -111,7 +112,7 @@ def train_gate(
             features=dataset.features,
             flat_action=0.0,
         )
-        best.consider(validation_sharpe(dataset, policy), gate.state_dict, epoch)
+        best.consider(validate(context, policy, epoch), gate.state_dict, epoch)
 
     done = {"epochs": 0}
     session = context.checkpoints.session("gate", generator)
@@ -135,6 +136,7 @@ def train_gate(
             (-growth).backward()
             optimizer.step()
             history["growth"].append(float(growth.detach()))
+            context.watch.metrics(epoch + 1, {"growth": history["growth"][-1]})
             if not torch.isfinite(growth):
                 raise TrainingDivergedError(f"the gate diverged in epoch {epoch + 1}", "lower model.gate_learning_rate")
             task.advance(1)

@@ -33,7 +33,7 @@ from trade_agent.training.stages.trading import (
     trading_outcome,
     train_agent,
     train_rows,
-    validation_sharpe,
+    validate,
 )
 from trade_agent.training.supervised import TABLE_BATCH, Targets, forecast_loss
 
@@ -168,7 +168,8 @@ def run(
         return {"agent": trained.state_dict(), "forecaster": joined.network.state_dict()}
 
     def check(env_steps: int) -> None:
-        best.consider(validation_sharpe(dataset, hybrid_policy(trained, joined, dataset.features)), state, env_steps)
+        policy = hybrid_policy(trained, joined, dataset.features)
+        best.consider(validate(context, policy, env_steps), state, env_steps)
 
     session = context.checkpoints.session(f"hybrid {model.name}", generator)
     session.keep("best", best.state_dict, best.load_state_dict)

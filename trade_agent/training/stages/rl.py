@@ -22,7 +22,7 @@ from trade_agent.training.stages.trading import (
     trading_outcome,
     train_agent,
     train_rows,
-    validation_sharpe,
+    validate,
 )
 from trade_agent.training.supervised import TABLE_BATCH, cross_fitted_table
 
@@ -58,7 +58,7 @@ def run(context: StageContext, *, model: AgentModel, forecaster: Parent) -> Stag
         rows=train_rows(dataset, parent.network.window_bars),
         observe=observe,
         learn=learn,
-        check=lambda steps: best.consider(validation_sharpe(dataset, policy), agent.state_dict, steps),
+        check=lambda steps: best.consider(validate(context, policy, steps), agent.state_dict, steps),
         on_policy_env_steps=context.trainer.on_policy_env_steps,
         off_policy_env_steps=context.trainer.off_policy_env_steps,
         random_warmup=True,

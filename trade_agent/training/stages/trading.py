@@ -32,6 +32,16 @@ def validation_sharpe(dataset: MarketDataset, policy: Policy) -> float:
     return backtest(dataset, policy, dataset.split.validation).metrics()["sharpe"]
 
 
+def validate(context: StageContext, policy: Policy, step: int) -> float:
+    """One validation check: hands every figure on to the watch of the run, returns the score.
+
+    Raises TrialPrunedError where the run is a trial of a search that is not worth going on.
+    """
+    metrics = backtest(context.dataset, policy, context.dataset.split.validation).metrics()
+    context.watch.validated(step, metrics)
+    return metrics["sharpe"]
+
+
 def train_rows(dataset: MarketDataset, window_bars: int) -> range:
     """Bars of the train split that have a whole window behind them."""
     return range(max(dataset.split.train.start, dataset.first_row + window_bars - 1), dataset.split.train.stop)
@@ -79,6 +89,7 @@ def train_agent(
         random_warmup=random_warmup,
         generator=generator,
         progress=context.progress,
+        watch=context.watch,
         label=label,
         session=session,
     )
@@ -114,6 +125,7 @@ def trading_outcome(
         state=state,
         contract=contract,
         objective={"name": "validation_sharpe", "value": validation_score, "direction": "max"},
+        validation=backtest(dataset, policy, dataset.split.validation).metrics(),
         metrics=result.metrics,
         baselines=result.baselines,
         comparisons=result.comparisons,

@@ -1,0 +1,212 @@
+"""`hydra/sweeper=study`: an Optuna study over Hydra jobs, which any number of sweeps may work on at once.
+
+The search space and the samplers are those of hydra-optuna-sweeper. What it lacks is here: a journal as storage,
+trials that were pruned by their own job, constraints, the defaults as first trial, and failures that end nothing.
+
+Imported whenever train.py starts, so what needs Optuna is imported only where a sweep begins.
+"""
+
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hydra.core.plugins import Plugins
+from hydra_plugins.hydra_optuna_sweeper.optuna_sweeper import OptunaSweeper
+from omegaconf import DictConfig, OmegaConf
+
+from trade_agent.config.check import check_value
+from trade_agent.config.schema import SearchConfig
+from trade_agent.errors import ConfigError
+
+if TYPE_CHECKING:
+    from optuna import Study
+    from optuna.trial import Trial
+
+log = logging.getLogger(__name__)
+VALIDATION = "validation"  # user attribute of a trial: all validation metrics of the kept state
+
+
+def register_sweeper() -> None:
+    """Make the sweeper known to Hydra. Calling it again changes nothing."""
+    Plugins.instance().register(StudySweeper)
+
+
+class StudySweeper(OptunaSweeper):
+    """Asks the study for trials, launches them, tells it what came of them, until the study has had `n_trials`."""
+
+    def __init__(
+        self,
+        *,
+        sampler: Any,
+        storage: str,
+        study_name: str,
+        objectives: Mapping[str, str],
+        at_most: Mapping[str, float],
+        at_least: Mapping[str, float],
+        n_trials: int,
+        n_jobs: int,
+        defaults_first: bool,
+        max_failures_in_a_row: int,
+        pruner: str,
+        pruner_startup_trials: int,
+        pruner_warmup_checks: int,
+        params: DictConfig,
+    ) -> None:
+        check_options(objectives, locals())
+        super().__init__(
+            sampler=sampler,
+            direction=list(objectives.values()),
+            storage=storage,
+            study_name=study_name,
+            n_trials=n_trials,
+            n_jobs=n_jobs,
+            max_failure_rate=1.0,
+            custom_search_space=None,
+            params=params,
+        )
+        from trade_agent.search.trial import make_pruner
+
+        self.storage, self.study_name, self.n_trials, self.n_jobs = storage, study_name, n_trials, n_jobs
+        self.objectives, self.at_most, self.at_least = dict(objectives), dict(at_most), dict(at_least)
+        self.defaults_first, self.max_failures_in_a_row = defaults_first, max_failures_in_a_row
+        self.pruner = make_pruner(pruner, startup_trials=pruner_startup_trials, warmup_checks=pruner_warmup_checks)
+        self.failures_in_a_row = 0
+
+    def sweep(self, arguments: list[str]) -> None:
+        """Raises the error of the last trial after `max_failures_in_a_row` failed ones: the search itself is wrong."""
+        from trade_agent.search.studies import Sweeps, abandon_dead, create_study, locked, open_storage
+        from trade_agent.search.summary import best_lines, state_counts, write_summary
+
+        config = self.sweeper.config
+        assert config is not None
+        space, fixed, fixed_overrides = self._space(arguments)
+        folder = Path(config.paths.outputs) / "searches"
+        with locked(folder / "creating.lock"):
+            storage = open_storage(self.storage)
+            study = create_study(
+                storage,
+                self.study_name,
+                objectives=self.objectives,
+                sampler=self.sweeper.sampler,
+                pruner=self.pruner,
+            )
+        with Sweeps(folder) as sweeps:
+            with sweeps.asking():
+                for number in abandon_dead(study, sweeps):
+                    log.warning(f"trial {number} was left running by a sweep that is gone: failed, and tried again")
+                if self.defaults_first:
+                    study.enqueue_trial(default_values(config, space), skip_if_exists=True)
+            while trials := self._ask(study, sweeps):
+                overrides = self.sweeper._configure_trials(trials, space, fixed, fixed_overrides)
+                self._launch(study, trials, overrides)
+        folder = Path(config.hydra.sweep.dir) / "summary"
+        summary = write_summary(study, folder)
+        print(f"study {self.study_name}: {state_counts(summary)}; pictures and table in {folder}")
+        print(*best_lines(summary), sep="\n")
+
+    def _space(self, arguments: list[str]) -> tuple[dict[str, Any], dict[str, Any], list[str]]:
+        """Distributions of what is searched, values of what the command line fixes, deletions."""
+        from hydra_plugins.hydra_optuna_sweeper._impl import create_params_from_overrides
+
+        self.sweeper._process_searchspace_config()
+        space, fixed, deletions = create_params_from_overrides(
+            [
+                *self.sweeper._parse_sweeper_params_config(),
+                *arguments,
+            ]
+        )
+        return {name: values for name, values in space.items() if name not in fixed}, fixed, deletions
+
+    def _ask(self, study: "Study", sweeps: Any) -> "list[Trial]":
+        """The next trials, at most `n_jobs`; none when the study has had all of them."""
+        from trade_agent.search.studies import JOB, SWEEP, counted
+        from trade_agent.search.trial import job_name
+
+        with sweeps.asking():  # between counting and asking nobody else may ask
+            left = self.n_trials - len(counted(study))
+            trials = [study.ask() for _ in range(min(left, self.n_jobs))]
+            for index, trial in enumerate(trials):
+                trial.set_user_attr(SWEEP, sweeps.own)
+                trial.set_user_attr(JOB, job_name(self.sweeper.sweep_dir, self.sweeper.job_idx + index))
+        return trials
+
+    def _launch(self, study: "Study", trials: "list[Trial]", overrides: Sequence[Sequence[str]]) -> None:
+        from trade_agent.search.studies import abandon
+
+        assert self.sweeper.launcher is not None
+        try:
+            returns = self.sweeper.launcher.launch(overrides, initial_job_idx=self.sweeper.job_idx)
+        except BaseException:  # interrupted, or the launcher itself failed: what was asked for is tried again later
+            for trial in trials:
+                abandon(study, study.get_trials(deepcopy=False)[trial.number])
+            raise
+        self.sweeper.job_idx += len(returns)
+        for trial, returned in zip(trials, returns, strict=True):
+            self._tell(study, trial, returned)
+
+    def _tell(self, study: "Study", trial: "Trial", returned: Any) -> None:
+        """Hand the outcome of a job to the study: validation metrics, None where it was pruned, or its error."""
+        from optuna.trial import TrialState
+
+        try:
+            metrics = returned.return_value
+            if metrics is None:
+                study.tell(trial, state=TrialState.PRUNED)
+            else:
+                trial.set_user_attr(VALIDATION, metrics)
+                for name, value in violations(metrics, self.at_most, self.at_least).items():
+                    trial.set_constraint(name, value)
+                study.tell(trial, [wanted(metrics, name) for name in self.objectives])
+            self.failures_in_a_row = 0
+        except Exception as error:
+            study.tell(trial, state=TrialState.FAIL, skip_if_finished=True)
+            self.failures_in_a_row += 1
+            log.warning(f"trial {trial.number} failed: {error}")
+            if self.failures_in_a_row >= self.max_failures_in_a_row:
+                raise
+
+
+def check_options(objectives: Mapping[str, str], options: Mapping[str, Any]) -> None:
+    """Raise ConfigError naming the option of the sweeper that is out of range."""
+    if not objectives:
+        raise ConfigError("hydra.sweeper.objectives is empty", "name a validation metric: {sharpe: maximize}")
+    for name, way in objectives.items():
+        check_value(f"hydra.sweeper.objectives.{name}", way, {"options": ("minimize", "maximize")})
+    for item in fields(SearchConfig):
+        if item.name in options:
+            check_value(f"hydra.sweeper.{item.name}", options[item.name], dict(item.metadata))
+
+
+def default_values(config: DictConfig, space: Mapping[str, Any]) -> dict[str, Any]:
+    """What the config says of the settings that are searched, where it lies in their range."""
+    values = {name: OmegaConf.select(config, name) for name in space}
+    return {name: value for name, value in values.items() if space[name]._contains(_internal(space[name], value))}
+
+
+def _internal(distribution: Any, value: Any) -> float:
+    """A value as Optuna stores it; -1, which no distribution of choices holds, for one that is no choice."""
+    try:
+        return float(distribution.to_internal_repr(value))
+    except ValueError:
+        return -1.0
+
+
+def wanted(metrics: Mapping[str, float], name: str) -> float:
+    """One validation metric. Raises ConfigError where the stage does not have it, or it is no finite number."""
+    if name not in metrics:
+        raise ConfigError(f"there is no validation metric {name}", f"use one of {', '.join(sorted(metrics))}")
+    if not math.isfinite(metrics[name]):
+        raise ConfigError(f"validation {name} is {metrics[name]}", "search narrower ranges")
+    return metrics[name]
+
+
+def violations(
+    metrics: Mapping[str, float], at_most: Mapping[str, float], at_least: Mapping[str, float]
+) -> dict[str, float]:
+    """How far each bounded metric lies beyond its bound; a trial is feasible where all are 0 or less."""
+    above = {f"{name} at most {bound:g}": wanted(metrics, name) - bound for name, bound in at_most.items()}
+    below = {f"{name} at least {bound:g}": bound - wanted(metrics, name) for name, bound in at_least.items()}
+    return above | below
