@@ -33,7 +33,7 @@ class WebhookChannel:
 
     def close(self) -> None:
         with contextlib.suppress(queue.Full):
-            self._waiting.put_nowait(None)
+            self._waiting.put(None, timeout=self.timeout_seconds)
         self._thread.join(self.timeout_seconds)
 
     def _work(self) -> None:
