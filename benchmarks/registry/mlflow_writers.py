@@ -22,6 +22,8 @@ def write(store, mode, each, start, results):
 
     mlflow.set_tracking_uri(store)
     client = mlflow.MlflowClient(tracking_uri=store, registry_uri=store)
+    client.search_experiments()  # what is imported and checked only at the first call
+    client.search_registered_models()
     start.wait()
     versions, errors = [], []
     for _ in range(each):
