@@ -146,9 +146,9 @@ def torchrl_updates(loss: LossModule, data: Data) -> Any:
     def run() -> None:
         for index in range(UPDATES):
             losses = loss(replay.sample())
-            names = [
-                str(key) for key in losses if key.startswith("loss_") and (index % delay == 0 or key != "loss_actor")
-            ]
+            names = [name for name in loss.out_keys if name.startswith("loss_")]
+            if index % delay:
+                names.remove("loss_actor")
             optimizer.zero_grad()
             sum(losses[name] for name in names).backward()
             optimizer.step()
