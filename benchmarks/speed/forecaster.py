@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 from benchmarks.speed.measure import Figure, in_turn, seconds
 from benchmarks.speed.peer import Peer
 from trade_agent.networks.cnn_lstm import CNNLSTM, gather_windows
+from trade_agent.training.checkpoint import no_checkpoints
 from trade_agent.training.supervised import FitSettings, Targets, fit_forecaster, forecast_loss
 
 NUM_BARS, WINDOW, BATCH, FEATURES = 5_000, 32, 128, 8
@@ -111,6 +112,7 @@ def fit_seconds(series: Tensor, targets: Targets, train: Tensor) -> float:
             validation=train[:BATCH],
             settings=SETTINGS,
             generator=generator,
+            session=no_checkpoints().session("speed", generator),
         )
     )
 
