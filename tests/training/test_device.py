@@ -14,17 +14,20 @@ NO_GPU = not (torch.cuda.is_available() or torch.backends.mps.is_available())
 
 
 @pytest.fixture(autouse=True)
-def restore_threads() -> Iterator[None]:
-    before = torch.get_num_threads()
+def restore_settings() -> Iterator[None]:
+    threads, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
+    cudnn = torch.backends.cudnn.allow_tf32
     yield
-    torch.set_num_threads(before)
+    torch.set_num_threads(threads)
+    torch.set_float32_matmul_precision(precision)
+    torch.backends.cudnn.allow_tf32 = cudnn
 
 
 @pytest.mark.parametrize(
     ("cuda", "mps", "chosen", "reason"),
     [
         (True, True, "cuda", "the best device present"),
-        (False, True, "cpu", "no GPU present"),  # money is float64, which mps does not have
+        (False, True, "cpu", "mps has no float64, in which money is kept"),
         (False, False, "cpu", "no GPU present"),
     ],
 )
@@ -32,6 +35,7 @@ def test_auto_takes_the_best_device(
     monkeypatch: pytest.MonkeyPatch, cuda: bool, mps: bool, chosen: str, reason: str
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
     manager = DeviceManager(name="auto", threads=1)
     assert (manager.device.type, manager.reason) == (chosen, reason)
@@ -49,6 +53,43 @@ def test_a_device_that_is_not_there_falls_back_with_a_warning_or_is_refused(
     assert captured.out == ""
     with pytest.raises(ConfigError, match="device.name=cuda but there is none here; use device=auto or device.strict"):
         DeviceManager(name="cuda", strict=True, threads=1)
+
+
+def test_mps_says_why_it_cannot_be_used(capsys: pytest.CaptureFixture[str]) -> None:
+    assert DeviceManager(name="mps", threads=1).device.type == "cpu"
+    why = "device.name=mps but mps has no float64, in which money is kept"
+    assert capsys.readouterr().err == f"warning: {why}; using the CPU\n"
+    with pytest.raises(ConfigError, match=why):
+        DeviceManager(name="mps", strict=True, threads=1)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "capability", "chosen"),
+    [
+        ("auto", (8, 0), "tf32"),
+        ("auto", (7, 5), "float32"),
+        ("tf32", (9, 0), "tf32"),
+        ("tf32", (7, 5), "float32"),
+        ("float32", (9, 0), "float32"),
+    ],
+)
+def test_precision_of_a_gpu(
+    monkeypatch: pytest.MonkeyPatch, wanted: str, capability: tuple[int, int], chosen: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert DeviceManager(name="cuda", precision=wanted, threads=1).precision == chosen
+    assert torch.get_float32_matmul_precision() == {"tf32": "high", "float32": "highest"}[chosen]
+    assert torch.backends.cudnn.allow_tf32 is (chosen == "tf32")
+
+
+def test_the_cpu_has_no_tf32(capsys: pytest.CaptureFixture[str]) -> None:
+    assert DeviceManager(name="cpu", threads=1).precision == "float32"
+    assert capsys.readouterr().err == ""
+    assert DeviceManager(name="cpu", precision="tf32", threads=1).report().precision == "float32"
+    assert "device.precision=tf32 but cpu here has none; using float32" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match="device.precision=tf32 but cpu here has none"):
+        DeviceManager(name="cpu", precision="tf32", strict=True, threads=1)
 
 
 def test_the_cpu_as_configured() -> None:

@@ -41,7 +41,8 @@ def walk(node: Any, prefix: str) -> Iterator[tuple[str, Any, dict[str, Any]]]:
 def check_value(name: str, value: Any, metadata: dict[str, Any]) -> None:
     options = metadata.get("options")
     if options and value not in options:
-        raise ConfigError(f"{name}={value} is not a choice", f"use one of {', '.join(options)}")
+        known = ", ".join(str(option).lower() if isinstance(option, bool) else option for option in options)
+        raise ConfigError(f"{name}={value} is not a choice", f"use one of {known}")
     if "low" not in metadata:
         return
     low, high = metadata["low"], metadata["high"]

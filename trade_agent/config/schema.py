@@ -24,7 +24,7 @@ def numbers(low: float, high: float, min_length: int = 1) -> Any:
     return field(default_factory=list, metadata={"low": low, "high": high, "min_length": min_length})
 
 
-def choice(*options: str, default: Any = MISSING) -> Any:
+def choice(*options: str | bool, default: Any = MISSING) -> Any:
     """A field whose value is one of `options`."""
     return field(default=default, metadata={"options": options})
 
@@ -275,10 +275,11 @@ class MarketConfig(EnvConfig):
 
 @dataclass(kw_only=True, slots=True)
 class DeviceConfig:
-    name: str = choice("auto", "cpu", "cuda")
+    name: str = choice("auto", "cpu", "cuda", "mps")
     strict: bool = MISSING
+    precision: str = choice("auto", "float32", "tf32")
     threads: int = number(0, 4096)
-    compile: bool = MISSING
+    compile: Any = choice(True, False, "auto")
 
 
 @dataclass(kw_only=True, slots=True)

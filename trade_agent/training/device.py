@@ -1,4 +1,4 @@
-"""Choice of device and threads, and what the machine has."""
+"""Choice of device, precision and threads, and what the machine has."""
 
 import os
 import resource
@@ -9,43 +9,66 @@ import torch
 
 from trade_agent.errors import ConfigError
 
+TF32_CAPABILITY = (8, 0)  # Ampere
+
 
 @dataclass(frozen=True, slots=True)
 class DeviceReport:
-    """device: torch name. reason: why it was chosen. memory_bytes: of the device (or the host). threads: intra-op."""
+    """device: torch name. reason: why it was chosen. precision: of float32 products. memory_bytes: of the device (or
+    the host). threads: intra-op."""
 
     device: str
     name: str
     reason: str
+    precision: str
     memory_bytes: int
     threads: int
 
 
 class DeviceManager:
-    """Picks cuda or cpu and the number of threads, and says what it chose and why.
+    """Picks cuda or cpu, the precision and the number of threads, and says what it chose and why.
 
-    name: auto, cpu or cuda. strict: refuse a device that is not there instead of falling back to the CPU.
-    threads: 0 takes one per core that this process may use.
-    Raises ConfigError when strict and the device is absent.
+    name: auto, cpu, cuda or mps. strict: refuse a device that cannot be used instead of falling back to the CPU.
+    precision: of products of float32 matrices, convolutions and LSTMs; auto, float32 or tf32 (10 bits of mantissa, on
+    GPUs that have it). threads: 0 takes one per core that this process may use.
+    Raises ConfigError when strict and the device or the precision is not to be had.
     """
 
-    def __init__(self, *, name: str = "auto", strict: bool = False, threads: int = 0) -> None:
+    def __init__(self, *, name: str = "auto", strict: bool = False, precision: str = "auto", threads: int = 0) -> None:
         self.device, self.reason = self._choose(name, strict)
+        self.precision = self._set_precision(precision, strict)
         self.threads = threads or available_cores()
         torch.set_num_threads(self.threads)
 
     def _choose(self, name: str, strict: bool) -> tuple[torch.device, str]:
-        # Not mps: money is float64, which it does not have.
-        present = {"cuda": torch.cuda.is_available(), "cpu": True}
+        cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
         if name == "auto":
-            chosen = next(kind for kind, there in present.items() if there)
-            return torch.device(chosen), "the best device present" if chosen != "cpu" else "no GPU present"
-        if present[name]:
+            if cuda:
+                return torch.device("cuda"), "the best device present"
+            return torch.device("cpu"), "mps has no float64, in which money is kept" if mps else "no GPU present"
+        if name == "cpu" or (name == "cuda" and cuda):
             return torch.device(name), "as configured"
+        what = "but mps has no float64, in which money is kept" if name == "mps" else "but there is none here"
         if strict:
-            raise ConfigError(f"device.name={name} but there is none here", "use device=auto or device.strict=false")
-        print(f"warning: device.name={name} but there is none here; using the CPU", file=sys.stderr)
-        return torch.device("cpu"), f"fallback: no {name} here"
+            raise ConfigError(f"device.name={name} {what}", "use device=auto or device.strict=false")
+        print(f"warning: device.name={name} {what}; using the CPU", file=sys.stderr)
+        return torch.device("cpu"), "fallback: mps has no float64" if name == "mps" else f"fallback: no {name} here"
+
+    def _set_precision(self, wanted: str, strict: bool) -> str:
+        """Set what torch is to use, for the whole process, and return its name."""
+        possible = self.device.type == "cuda" and torch.cuda.get_device_capability(self.device) >= TF32_CAPABILITY
+        if wanted == "tf32" and not possible:
+            if strict:
+                raise ConfigError(
+                    f"device.precision=tf32 but {self.device.type} here has none", "use device.precision=auto"
+                )
+            print(
+                f"warning: device.precision=tf32 but {self.device.type} here has none; using float32", file=sys.stderr
+            )
+        tf32 = possible and wanted != "float32"
+        torch.set_float32_matmul_precision("high" if tf32 else "highest")
+        torch.backends.cudnn.allow_tf32 = tf32
+        return "tf32" if tf32 else "float32"
 
     def report(self) -> DeviceReport:
         if self.device.type == "cuda":
@@ -53,7 +76,7 @@ class DeviceManager:
             name, memory = properties.name, properties.total_memory
         else:
             name, memory = self.device.type, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        return DeviceReport(str(self.device), name, self.reason, memory, self.threads)
+        return DeviceReport(str(self.device), name, self.reason, self.precision, memory, self.threads)
 
     def memory_used_bytes(self) -> int:
         """Peak memory so far: of the device on CUDA, of this process elsewhere."""

@@ -29,7 +29,10 @@ def print_plan(
         progress.say("  " + "  ".join(str(cell) for cell in row))
     for name, (first, last) in dataset.splits().items():
         progress.say(f"  {name:11} {first[:16]} to {last[:16]}")
-    progress.say(f"device: {device.device} ({device.reason}), {device.threads} threads; trainer: {config.trainer.name}")
+    progress.say(
+        f"device: {device.device} ({device.reason}), {device.precision}, {device.threads} threads; "
+        f"trainer: {config.trainer.name}"
+    )
     if plan.missing:
         progress.say(f"not in the registry ({config.paths.models}): {', '.join(p.key for p in plan.missing)}")
     progress.say("plan: " + " -> ".join(planned.key for planned in plan.stages))

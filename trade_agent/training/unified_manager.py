@@ -87,7 +87,9 @@ class UnifiedTrainingManager:
         self.registry = ModelRegistry(Path(config.paths.models), signing=signing)
         self.preprocessors = PreprocessorManager(Path(config.paths.models) / "preprocessors")
         device = config.device
-        self.devices = DeviceManager(name=device.name, strict=device.strict, threads=device.threads)
+        self.devices = DeviceManager(
+            name=device.name, strict=device.strict, precision=device.precision, threads=device.threads
+        )
         self.grading = grading_policy(config.grading)
         stored = stored_run(self.run_dir)
         self.stored = stored if stored.get("run_id") == self.config.run_id else {}  # empty for a run that begins

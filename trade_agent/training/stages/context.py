@@ -3,7 +3,7 @@
 import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -37,7 +37,7 @@ class StageContext:
     episode_bars: int
     seed: int
     device: torch.device
-    compiled: bool  # whether the step of the market and the losses of PPO are compiled
+    compiled: bool | Literal["auto"]  # whether the step of the market and the losses of PPO are compiled
     progress: ProgressReporter
     folder: Path  # of this stage's pictures and tables
     checkpoints: Checkpoints

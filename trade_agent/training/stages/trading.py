@@ -5,11 +5,13 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from tensordict import TensorDict
 from torch import Tensor
 
 from trade_agent.agents.base import Agent
+from trade_agent.agents.builders import agent_from_spec
 from trade_agent.agents.ppo import PPO
-from trade_agent.config.schema import AgentModel
+from trade_agent.config.schema import AgentModel, PpoModel
 from trade_agent.envs.batched import TrainingMarket
 from trade_agent.evaluation.backtest import Backtest, Policy, run_policy
 from trade_agent.evaluation.grading import grade
@@ -17,9 +19,12 @@ from trade_agent.evaluation.report import plot_equity
 from trade_agent.evaluation.trading import evaluate_trading
 from trade_agent.training.agent_loop import loop_env_steps, train_in
 from trade_agent.training.checkpoint import Session
+from trade_agent.training.compiling import choose_compiled
 from trade_agent.training.dataset import MarketDataset
 from trade_agent.training.reinforcement import Learn, Observe
 from trade_agent.training.stages.context import StageContext, StageOutcome
+
+TIMED_STEPS = 64  # of the market in a timed round of SAC and TD3
 
 
 def backtest(dataset: MarketDataset, policy: Policy, rows: range) -> Backtest:
@@ -65,26 +70,39 @@ def train_agent(
 ) -> tuple[int, dict[str, list[float]]]:
     """Run the loop of the agent's kind over `rows`. Returns environment steps and the history of its metrics."""
     dataset = context.dataset
-    if context.compiled and isinstance(agent, PPO):  # SAC and TD3 spend their time in products: compiled they lose
+
+    def make_market(generator: torch.Generator, compiled: bool) -> TrainingMarket:
+        return TrainingMarket(
+            series=dataset.series,
+            rules=dataset.rules,
+            rows=rows,
+            num_envs=model.num_envs,
+            episode_bars=context.episode_bars,
+            reward_scale=model.reward_scale,
+            generator=generator,
+            compiled=compiled,
+        )
+
+    total_env_steps = loop_env_steps(model, on_policy=on_policy_env_steps, off_policy=off_policy_env_steps)
+    compiled = context.compiled
+    if compiled == "auto":
+        steps = model.rollout_steps if isinstance(model, PpoModel) else TIMED_STEPS
+        compiled = choose_compiled(
+            context.folder / "compile.json",
+            make_round=lambda on: one_round(make_market(torch.Generator(context.device), on), agent, model, steps, on),
+            rounds=math.ceil(total_env_steps / (steps * model.num_envs)),
+            progress=context.progress,
+        )
+    if compiled and isinstance(agent, PPO):  # SAC and TD3 spend their time in products: compiled they lose
         agent.compile_losses()
-    market = TrainingMarket(
-        series=dataset.series,
-        rules=dataset.rules,
-        rows=rows,
-        num_envs=model.num_envs,
-        episode_bars=context.episode_bars,
-        reward_scale=model.reward_scale,
-        generator=generator,
-        compiled=context.compiled,
-    )
     return train_in(
-        market,
+        make_market(generator, compiled),
         agent,
         model=model,
         observe=observe,
         learn=learn,
         check=check,
-        total_env_steps=loop_env_steps(model, on_policy=on_policy_env_steps, off_policy=off_policy_env_steps),
+        total_env_steps=total_env_steps,
         validation_checks=context.trainer.validation_checks,
         random_warmup=random_warmup,
         generator=generator,
@@ -93,6 +111,56 @@ def train_agent(
         label=label,
         session=session,
     )
+
+
+def one_round(
+    market: TrainingMarket, agent: Agent, model: AgentModel, steps: int, compiled: bool
+) -> Callable[[], None]:
+    """What compiling changes of a round of training: the steps of the market, and PPO's losses with their gradients."""
+    action = torch.zeros(market.num_envs, market.action_dim, device=market.device)
+    updates, learn = 0, _nothing
+    if isinstance(model, PpoModel):
+        rows = steps * market.num_envs
+        updates = model.epochs * math.ceil(rows / model.batch_size)
+        learn = _losses_of_noise(agent, min(rows, model.batch_size), market.device, compiled)
+
+    def work() -> None:
+        for _ in range(steps):
+            market.step(action)
+        for _ in range(updates):
+            learn()
+
+    return work
+
+
+def _nothing() -> None: ...
+
+
+def _losses_of_noise(agent: Agent, rows: int, device: torch.device, compiled: bool) -> Callable[[], None]:
+    """Losses and gradients of another PPO agent like this one, on a minibatch of noise."""
+    scratch = agent_from_spec(agent.spec(), device=device)
+    assert isinstance(scratch, PPO)
+    observation = torch.randn(rows, agent.spec()["observation_dim"], device=device)
+    with torch.no_grad():
+        drawn = scratch.act(observation, deterministic=False)
+    advantage, value_target = torch.randn(2, rows, device=device)
+    batch = TensorDict(
+        {
+            "observation": observation,
+            "raw": drawn.raw,
+            "log_prob": drawn.log_prob,
+            "advantage": advantage,
+            "value_target": value_target,
+        },
+        batch_size=[rows],
+    )
+    if compiled:
+        scratch.compile_losses()
+
+    def learn(ppo: PPO = scratch) -> None:
+        ppo.losses(batch)[0].backward()
+
+    return learn
 
 
 def trading_outcome(

@@ -1,0 +1,75 @@
+"""`device.compile=auto`: both ways are timed on the work of the run itself, and the choice is kept with the run.
+
+Fused kernels are faster, and take a while to build: they pay where the run is long enough.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch._dynamo.exc import BackendCompilerFailed
+
+from trade_agent import safe_io
+from trade_agent.training.progress import ProgressReporter
+
+REPEATS = 3  # rounds of each way that are timed; the fastest counts, others were disturbed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timing:
+    """Seconds of one round of either way, and of the first compiled round, in which the kernels are built."""
+
+    eager_seconds: float
+    compiled_seconds: float
+    build_seconds: float
+
+    def pays(self, rounds: int) -> bool:
+        """Whether a run of so many rounds ends sooner with compiled ones."""
+        return self.build_seconds + rounds * self.compiled_seconds < rounds * self.eager_seconds
+
+
+def choose_compiled(
+    path: Path, *, make_round: Callable[[bool], Callable[[], object]], rounds: int, progress: ProgressReporter
+) -> bool:
+    """Whether to compile: what `path` (compile.json) says, else what is faster, which is then written there.
+
+    make_round: from whether to compile to a function that does one of the `rounds` of the run on data of its own. No
+    random number of the run is used up. Without a C++ compiler the eager way is taken.
+    """
+    if path.exists():
+        return bool(safe_io.read_json(path)["compile"])
+    record: dict[str, Any]
+    with torch.random.fork_rng():
+        try:
+            timing = timed(make_round)
+        except BackendCompilerFailed as error:
+            chosen, record = False, {"reason": f"nothing can be compiled here: {type(error.inner_exception).__name__}"}
+        else:
+            chosen, record = timing.pays(rounds), {"rounds": rounds, **asdict(timing)}
+    safe_io.write_json(path, {"compile": chosen, **record})
+    progress.say(f"  device.compile=auto: {'compiled' if chosen else 'eager'}, see {path}")
+    return chosen
+
+
+def timed(make_round: Callable[[bool], Callable[[], object]]) -> Timing:
+    """Run both ways. Raises BackendCompilerFailed where nothing can be compiled."""
+    eager, compiled = make_round(False), make_round(True)
+    eager()
+    build = seconds(compiled)
+    return Timing(
+        eager_seconds=min(seconds(eager) for _ in range(REPEATS)),
+        compiled_seconds=min(seconds(compiled) for _ in range(REPEATS)),
+        build_seconds=build,
+    )
+
+
+def seconds(work: Callable[[], object]) -> float:
+    """How long a call takes, until the device is done with it."""
+    started = time.perf_counter()
+    work()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - started
