@@ -6,10 +6,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-import torch
-
 from trade_agent import safe_io
 from trade_agent.errors import StoppedError, TradeAgentError, TrialPrunedError
+from trade_agent.training.memory import is_out_of_memory
 
 START, RESUME = "start", "resume"  # no stage is being trained yet
 
@@ -62,7 +61,7 @@ class TrainingErrorHandler:
 
 def remedy_of(error: BaseException) -> str:
     """What usually helps against errors that are not ours."""
-    if isinstance(error, MemoryError | torch.cuda.OutOfMemoryError):
+    if is_out_of_memory(error):
         return "lower model.batch_size or model.num_envs"
     if isinstance(error, OSError):
         return "check that the disk is writable and has room, then resume"

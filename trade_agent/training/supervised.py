@@ -4,6 +4,7 @@ Shapes: T bars, A assets, F features, H horizons, W window bars. A sample is a p
 window that ends at t and its target the log return from close t to close t + h.
 """
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
@@ -20,6 +21,7 @@ from trade_agent.errors import TrainingDivergedError
 from trade_agent.networks.cnn_lstm import CNNLSTM, Forecast, gather_windows
 from trade_agent.networks.encoders import build_table
 from trade_agent.training.checkpoint import Session
+from trade_agent.training.memory import accumulate
 
 TABLE_BATCH = 4096
 
@@ -110,6 +112,7 @@ class FitProgress:
     epoch: int = 0
     order: Tensor | None = None  # [S] int64, None between two epochs
     position: int = 0
+    microbatch: int | None = None  # rows that fit memory at once; None: the whole minibatch
     train_loss: list[float] = field(default_factory=list)
     validation_loss: list[float] = field(default_factory=list)
     best_epoch: int = -1
@@ -157,7 +160,8 @@ def fit_forecaster(
 ) -> FitResult:
     """Train on the pairs `train` [S, 2], stop early on `validation`, leave the best epoch's weights in `network`.
 
-    Takes up the newest checkpoint of `session`, and has a boundary after each minibatch.
+    Takes up the newest checkpoint of `session`, and has a boundary after each minibatch. A minibatch that does not fit
+    memory is taken in parts (`trade_agent.training.memory`).
     on_epoch(epoch, metrics) is called after each epoch, from 1, with the weights as the epoch left them.
     Raises TrainingDivergedError when a loss is not finite.
     """
@@ -178,12 +182,14 @@ def fit_forecaster(
             progress.order = torch.randperm(len(train), generator=generator, device=generator.device)
         while progress.position < len(train):
             chunk = progress.order[progress.position : progress.position + settings.batch_size]
-            loss = _loss(network, series, targets, train[chunk], settings.direction_weight)
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+            backward = functools.partial(_backward, network, series, targets, settings.direction_weight, len(chunk))
+            loss, progress.microbatch = accumulate(
+                train[chunk], backward, size=progress.microbatch, clear=optimizer.zero_grad
+            )
             norm = torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
             optimizer.step()
-            progress.total += loss.detach() * len(chunk)
+            progress.total += loss * len(chunk)
             progress.position += len(chunk)
             session.boundary()
         train_loss = float(progress.total) / len(train)
@@ -205,6 +211,18 @@ def fit_forecaster(
             session.finish()
     network.eval()
     return FitResult(progress.train_loss, progress.validation_loss, progress.best_epoch)
+
+
+def _backward(
+    network: CNNLSTM, series: Tensor, targets: Targets, direction_weight: float, batch: int, pairs: Tensor
+) -> Tensor:
+    """Add the gradient of the share [] that `pairs` have in the mean loss of `batch` rows; returns that share.
+
+    Every row has as many valid targets (see `samples`), so shares go by the number of rows.
+    """
+    share = _loss(network, series, targets, pairs, direction_weight) * (len(pairs) / batch)
+    share.backward()
+    return share.detach()
 
 
 def _loss(network: CNNLSTM, series: Tensor, targets: Targets, pairs: Tensor, direction_weight: float) -> Tensor:

@@ -1,0 +1,40 @@
+"""Out of memory: a gradient step is taken in parts of its batch, whose gradients add up to the same."""
+
+import gc
+import logging
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+log = logging.getLogger(__name__)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out; on the CPU torch says it with a plain RuntimeError."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def accumulate(
+    rows: Tensor, backward: Callable[[Tensor], Tensor], *, size: int | None, clear: Callable[[], None]
+) -> tuple[Tensor, int | None]:
+    """Sum [] of ``backward(part)`` over parts of `rows` [B, ...] of at most `size` rows, and the size that fitted.
+
+    ``backward`` adds the gradient of its part's share to those that are there, ``clear`` removes all of them. Where
+    memory runs out the parts are halved and the step begins anew. size: None for the whole batch at once. Raises what
+    the allocator raised when a single row does not fit.
+    """
+    while True:
+        try:
+            return torch.stack([backward(part) for part in rows.split(size or len(rows))]).sum(), size
+        except (RuntimeError, MemoryError) as error:
+            before = min(size or len(rows), len(rows))
+            if before == 1 or not is_out_of_memory(error):
+                raise
+            size = (before + 1) // 2
+            log.warning("out of memory with %d rows at once: going on with %d, which add up to the same", before, size)
+        # Outside of the except block: the traceback holds on to the tensors of the failed step.
+        clear()
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
