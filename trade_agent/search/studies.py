@@ -33,7 +33,8 @@ ABANDONED = "abandoned"  # user attribute: failed because its sweep was killed, 
 def open_storage(address: str) -> BaseStorage:
     """Open a storage, making the folder of its file. Raises ConfigError for an address that is none."""
     if address.startswith(JOURNAL):
-        path = Path(address.removeprefix(JOURNAL))
+        # Absolute: the lock of a writer that was killed links to the file, and never ages where that leads nowhere.
+        path = Path(address.removeprefix(JOURNAL)).resolve()
         path.parent.mkdir(parents=True, exist_ok=True)
         return JournalStorage(JournalFileBackend(str(path)))
     if address.startswith("sqlite:///"):
