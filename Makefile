@@ -1,6 +1,7 @@
 # make demo       sets up .venv, then trains forecaster -> SAC -> hybrid on the embedded sample
 # make test       sets up what tests need, then runs the default suite
 # make test-all   everything this machine can run; starts with make test
+# make cluster-test  brings up a SLURM on this host, runs sweeps through failures on it, takes it down; Debian, root
 # make bench      the benchmarks
 PYTHON ?= python3
 VENV := .venv
@@ -8,7 +9,7 @@ BIN := $(VENV)/bin
 CPU_INDEX := https://download.pytorch.org/whl/cpu
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test test-all lint bench clean
+.PHONY: demo test test-all cluster-test lint bench clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python train.py stage=hybrid model=sac
@@ -45,6 +46,14 @@ test: lint
 
 test-all: test
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto -m "(slow or distributed or slurm) and not gpu and not network"
+
+# Without a SLURM the tests would be skipped, so it is installed where that is possible.
+cluster-test: $(VENV)/.test-installed
+	@export PATH="$$PATH:/usr/sbin"; if ! command -v slurmctld >/dev/null || ! command -v munged >/dev/null; then \
+	    [ "$$(id -u)" = 0 ] || { echo "error: slurm-wlm and munge are not installed; apt-get install them as root" >&2; exit 2; }; \
+	    apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends slurm-wlm munge; \
+	fi
+	OMP_NUM_THREADS=1 $(BIN)/pytest tests/cluster -m slurm -rs
 
 bench: $(VENV)/.test-installed
 	$(BIN)/python -m benchmarks.stages

@@ -16,10 +16,12 @@ from trade_agent.config.load import default_command, load_config
 from trade_agent.config.store import register_schemas
 from trade_agent.console import exit_code_of, hydra_job
 from trade_agent.errors import ConfigError, TrialPrunedError
+from trade_agent.launchers import register_launchers
 from trade_agent.search.sweeper import register_sweeper
 
 register_schemas()
 register_sweeper()
+register_launchers()
 
 
 @hydra.main(config_path="conf", config_name="train")

@@ -54,6 +54,10 @@ class TrainingDivergedError(TradeAgentError):
     """A loss or a weight became NaN or infinite."""
 
 
+class JobError(TradeAgentError):
+    """A job of a sweep was killed, cancelled or lost, and left no result."""
+
+
 class StoppedError(TradeAgentError):
     """A signal asked the run to stop, and its state is in a checkpoint. ``exit_code`` follows the signal."""
 

@@ -215,6 +215,8 @@ def explain(error: Exception) -> ConfigError:
     if unfit:
         group, name = unfit.groups()
         return ConfigError(f"{group}={name} does not fit the other choices", f"see conf/{group}/{name}.yaml")
+    if re.search(r"Could not (find|load) 'hydra/launcher/submitit_slurm'", text):
+        return ConfigError("hydra/launcher=slurm needs an extra", "pip install 'trade-agent[slurm]'")
     unknown = re.search(r"Could not override '([^']+)'", text) or re.search(r"Key '([^']+)' (?:is )?not in", text)
     if unknown:
         prefix, _, leaf = unknown.group(1).split("@")[0].rpartition(".")

@@ -1,0 +1,75 @@
+"""The SLURM that the tests of this folder run on."""
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+SCRIPT = Path(__file__).with_name("slurm_lab.sh")
+ROOT = Path(__file__).resolve().parents[2]
+SYSTEM_PATH = f"{os.environ['PATH']}:/usr/sbin:/sbin"
+PATIENCE_SECONDS = 600.0
+
+
+def until(condition: Callable[[], Any], what: str) -> Any:
+    """What `condition` returns once that is true."""
+    end = time.monotonic() + PATIENCE_SECONDS
+    while time.monotonic() < end:
+        found = condition()
+        if found:
+            return found
+        time.sleep(0.1)
+    raise AssertionError(f"waited {PATIENCE_SECONDS:.0f} s for {what}")
+
+
+class Lab:
+    """A running SLURM: three nodes, partitions `main` and `low`, whose jobs give way to those of `main`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.environment = os.environ | {
+            "SLURM_CONF": str(folder / "slurm.conf"),
+            "PATH": f"{folder / 'bin'}:{SYSTEM_PATH}",
+            "PYTHONPATH": str(ROOT),
+            "OMP_NUM_THREADS": "1",
+        }
+
+    def call(self, *command: str) -> str:
+        done = subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, f"{command}\n{done.stderr}"
+        return done.stdout
+
+    def sweep(self, folder: Path, *overrides: str) -> subprocess.Popen[str]:
+        """A sweep of the forecaster, on its way. Models are in `folder`/models, runs in `folder`/sweep/0, 1, ..."""
+        command = [sys.executable, "train.py", "-m", "hydra/launcher=slurm", "stage=cnn_lstm", "trainer=smoke"]
+        command += [f"paths.models={folder / 'models'}", f"hydra.sweep.dir={folder / 'sweep'}", *overrides]
+        return subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env=self.environment,
+            text=True,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+
+    def jobs(self) -> list[dict[str, str]]:
+        """What `scontrol show job` knows of every job, the ended ones too."""
+        lines = self.call("scontrol", "--oneliner", "show", "job").splitlines()
+        return [dict(word.split("=", 1) for word in line.split() if "=" in word) for line in lines]
+
+
+def missing() -> str:
+    """Why no SLURM can be started here; empty where one can."""
+    absent = [name for name in ("slurmctld", "slurmd", "munged", "unshare") if not shutil.which(name, path=SYSTEM_PATH)]
+    if absent:
+        return f"not installed: {', '.join(absent)} (apt-get install slurm-wlm munge)"
+    if os.geteuid() != 0:
+        return "a SLURM of its own needs root"
+    if subprocess.run(["unshare", "--uts", "--mount", "true"], capture_output=True).returncode != 0:
+        return "no namespaces may be made here"
+    return ""

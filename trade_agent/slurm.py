@@ -1,0 +1,114 @@
+"""The trials of a sweep as SLURM jobs: `python train.py -m hydra/launcher=slurm ...`.
+
+Submission and waiting are submitit's, by way of hydra-submitit-launcher. Ours is what becomes of a job that is killed,
+cancelled or refused: a failed trial and one line, where theirs ends the sweep.
+"""
+
+import logging
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.core.singleton import Singleton
+from hydra.core.utils import JobReturn, JobStatus
+from hydra_plugins.hydra_submitit_launcher import submitit_launcher
+from omegaconf import read_write
+
+from trade_agent.errors import ConfigError, JobError
+
+log = logging.getLogger(__name__)
+
+# Read by submitit when the executor is made; everything else belongs to the job.
+EXECUTOR_OPTIONS = ("max_num_timeout", "python")
+# Known to every executor of submitit; the rest is SLURM's own and has its name in front.
+SHARED_OPTIONS = {"timeout_min", "cpus_per_task", "gpus_per_node", "tasks_per_node", "mem_gb", "nodes", "name"}
+SHARED_OPTIONS |= {"stderr_to_stdout"}
+
+
+class SlurmLauncher(submitit_launcher.SlurmLauncher):  # type: ignore[misc]
+    """Submits the trials of a batch as one job array and waits for all of them.
+
+    A job that its time limit or a preemption ends goes back into the queue and on with its run in the same folder.
+    """
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> list[JobReturn]:
+        """One result for each trial, in their order; FAILED where a job ended without one.
+
+        Raises ConfigError where SLURM is absent or refuses the job. Who interrupts the sweep cancels its jobs.
+        """
+        from submitit.core.utils import FailedJobError
+
+        check_options(self.params)
+        if shutil.which("sbatch") is None:
+            raise ConfigError("hydra/launcher=slurm needs sbatch, which is not on the PATH", "run it on a SLURM host")
+        folder = self._sweep_folder()
+        calls = [
+            (list(overrides), "hydra.sweep.dir", number, f"job_id_for_{number}", Singleton.get_state())
+            for number, overrides in enumerate(job_overrides, start=initial_job_idx)
+        ]
+        try:
+            jobs = self._executor(folder).map_array(self, *zip(*calls, strict=True))
+        except FailedJobError as error:
+            reason = " ".join(str(error).split())
+            raise ConfigError(f"SLURM refuses the job: {reason}", "see hydra.launcher in --cfg hydra") from error
+        log.info(f"submitted {len(jobs)} jobs, {jobs[0].job_id} to {jobs[-1].job_id}, runs and logs in {folder}")
+        try:
+            return [result_of(job) for job in jobs]
+        except BaseException:
+            for job in jobs:
+                job.cancel(check=False)
+            raise
+
+    def _sweep_folder(self) -> Path:
+        """The folder of the sweep, fixed here: a job that starts again must not read another time from the clock."""
+        assert self.config is not None
+        folder = Path(self.config.hydra.sweep.dir).absolute()
+        with read_write(self.config.hydra):
+            self.config.hydra.sweep.dir = str(folder)
+        return folder
+
+    def _executor(self, folder: Path) -> Any:
+        import submitit
+
+        made = {f"slurm_{name}": self.params[name] for name in EXECUTOR_OPTIONS}
+        executor = submitit.AutoExecutor(folder=folder / self.params["submitit_folder"], cluster="slurm", **made)
+        job = {name: value for name, value in self.params.items() if name not in (*EXECUTOR_OPTIONS, "submitit_folder")}
+        executor.update_parameters(
+            **{name if name in SHARED_OPTIONS else f"slurm_{name}": value for name, value in job.items()}
+        )
+        return executor
+
+
+def check_options(options: dict[str, Any]) -> None:
+    """Raises ConfigError for what SLURM would take and the run could not use."""
+    for name in ("timeout_min", "signal_delay_s", "array_parallelism"):
+        if options[name] < 1:
+            raise ConfigError(f"hydra.launcher.{name}={options[name]} is below 1", f"set hydra.launcher.{name}")
+    if options["max_num_timeout"] < 0:
+        raise ConfigError("hydra.launcher.max_num_timeout is negative", "set how often a job may be queued again")
+    if options["signal_delay_s"] >= 60 * options["timeout_min"]:
+        raise ConfigError(
+            f"hydra.launcher.signal_delay_s={options['signal_delay_s']} is no less than the time limit of the job",
+            "raise hydra.launcher.timeout_min",
+        )
+    if options["nodes"] != 1 or options["tasks_per_node"] != 1:
+        raise ConfigError(
+            "a job of hydra/launcher=slurm is one task on one node",
+            "leave hydra.launcher.nodes and hydra.launcher.tasks_per_node at 1",
+        )
+
+
+def result_of(job: Any) -> JobReturn:
+    """What a submitit job returned, once it has ended; a failed trial where it was killed, cancelled or lost."""
+    from submitit.core.utils import FailedJobError, UncompletedJobError
+
+    try:
+        return job.results()[0]
+    except (FailedJobError, UncompletedJobError):
+        failed = JobReturn()
+        failed.status = JobStatus.FAILED
+        failed.return_value = JobError(
+            f"SLURM job {job.job_id} ended without a result (state {job.state})", f"see {job.paths.stderr}"
+        )
+        return failed
