@@ -1,8 +1,9 @@
-"""Sweeps on a real SLURM: jobs that are cancelled, preempted or on a node that dies.
+"""Sweeps on a real SLURM: jobs that are cancelled, preempted, out of time or on a node that dies.
 
 A job that is to be disturbed is halted at its first checkpoint, so that it cannot be over before the disturbance.
 """
 
+import contextlib
 import json
 import os
 import signal
@@ -115,6 +116,30 @@ def test_a_preempted_job_goes_on_to_the_same_weights(lab: Lab, tmp_path: Path, u
     assert code == 0, errors
     assert only_job(lab)["Restarts"] == "1"
     assert weights(tmp_path / "models") == undisturbed
+
+
+def test_a_job_out_of_time_goes_on_to_the_same_weights(lab: Lab, tmp_path: Path, undisturbed: dict[int, str]) -> None:
+    limits = ["hydra.launcher.timeout_min=2", "hydra.launcher.signal_delay_s=60"]
+    sweep = lab.sweep(tmp_path, "seed=1", EVERY_STEP, *limits)
+    process = halted(tmp_path / "sweep/0")
+    until(lambda: told(process, signal.SIGUSR2), "SLURM to announce the end of the time")
+    lab.call("scontrol", "update", f"JobId={only_job(lab)['JobId']}", "TimeLimit=60")
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(process, signal.SIGCONT)
+    code, errors = finish(sweep)
+    assert code == 0, errors
+    assert only_job(lab)["Restarts"] == "1"
+    assert weights(tmp_path / "models") == undisturbed
+
+
+def told(process: int, number: int) -> bool:
+    """Whether a signal waits for a halted process, or has ended it."""
+    try:
+        status = Path(f"/proc/{process}/status").read_text().splitlines()
+    except OSError:
+        return True
+    masks = [int(line.split()[1], 16) for line in status if line.startswith(("SigPnd", "ShdPnd"))]
+    return any(mask >> (number - 1) & 1 for mask in masks)
 
 
 def test_a_job_whose_node_dies_goes_on_elsewhere_to_the_same_weights(
