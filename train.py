@@ -31,18 +31,16 @@ def run(cfg: DictConfig) -> dict[str, float] | None:
     run_dir = Path(job.runtime.output_dir)
     with hydra_job(run_dir, sweep=job.mode == RunMode.MULTIRUN):
         # Unresolved: `${oc.env:TOKEN}` stays what was typed, and the token stays out of every file.
-        overrides = list(OmegaConf.to_container(job.overrides.task, resolve=False) or [])
-        config = load_config(cfg, default_command([str(override) for override in overrides]))
-        from trade_agent.training.unified_manager import UnifiedTrainingManager  # imports torch: not for --help
+        overrides = [str(each) for each in OmegaConf.to_container(job.overrides.task, resolve=False) or []]
+        config = load_config(cfg, default_command(overrides))
+        from trade_agent.training.unified_manager import run_config  # imports torch: not for --help
 
         trial = trial_of(job) if job.mode == RunMode.MULTIRUN and "study_name" in job.sweeper else None
         try:
-            result = UnifiedTrainingManager(config, run_dir=run_dir, trial=trial).run()
+            return run_config(config, run_dir=run_dir, arguments=overrides, trial=trial)
         except TrialPrunedError as pruned:
             print(pruned)
             return None
-    print(result.headline)
-    return result.validation
 
 
 def trial_of(job: Any) -> Any:
@@ -56,21 +54,39 @@ def trial_of(job: Any) -> Any:
     return StudyTrial(sweeper.storage, sweeper.study_name, job_name(job.sweep.dir, job.job.num), pruner=pruner)
 
 
-def resume(folder: str) -> None:
-    """`python train.py resume=FOLDER`: config and identity come from the folder, so Hydra has nothing to compose."""
-    from trade_agent.training.unified_manager import resume_run
-
-    print(resume_run(Path(folder)).headline)
-
-
 def main() -> None:
-    folders = [argument.removeprefix("resume=") for argument in sys.argv[1:] if argument.startswith("resume=")]
-    if folders and len(sys.argv) > 2:
+    arguments = sys.argv[1:]
+    folders = [argument.removeprefix("resume=") for argument in arguments if argument.startswith("resume=")]
+    if folders and len(arguments) > 1:
         raise ConfigError("resume= takes everything from the folder of the run", "leave the other arguments away")
-    if folders:
-        resume(folders[0])
-    else:
-        run()
+    if folders:  # config and identity come from the folder: Hydra has nothing to compose
+        from trade_agent.training.unified_manager import resume_run
+
+        resume_run(Path(folders[0]))
+        return
+    if "WORLD_SIZE" in os.environ:
+        sys.argv += worker_arguments(arguments)
+    run()
+
+
+def worker_arguments(arguments: list[str]) -> list[str]:
+    """What torchrun's workers need besides their own arguments: one run folder, in which only the first one writes.
+
+    Raises ConfigError for a sweep: each worker would draw its own trials.
+    """
+    if {"-m", "--multirun"} & set(arguments):
+        rest = " ".join(argument for argument in arguments if argument not in ("-m", "--multirun"))
+        size = os.environ["WORLD_SIZE"]
+        raise ConfigError(
+            "a sweep under torchrun would train every worker on trials of its own",
+            f"use: python train.py -m device.processes={size} {rest}",
+        )
+    if os.environ.get("RANK", "0") != "0":
+        return ["hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_logging=disabled"]
+    run_id = os.environ.get("TORCHELASTIC_RUN_ID", "none")
+    if run_id == "none" or any(argument.startswith("hydra.run.dir=") for argument in arguments):
+        return []
+    return [f"hydra.run.dir=${{paths.outputs}}/${{stage.name}}/torchrun-{run_id}"]  # the same one after a restart
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from trade_agent import __version__
 from trade_agent.commands.registry import registry_app
 from trade_agent.commands.search import search_app
 from trade_agent.commands.shared import DEFAULT_MODELS, Json, Models, open_registry, print_json
+from trade_agent.config.quoting import quoted
 from trade_agent.errors import ConfigError, DataError
 from trade_agent.registry.store import ModelRegistry
 
@@ -133,10 +134,9 @@ def train(options: list[str], data: str | None, extra: Sequence[str] | None, sea
         print(default_command(arguments), file=sys.stderr)
         raise typer.Exit(subprocess.run([sys.executable, str(conf_dir().parent / "train.py"), *arguments]).returncode)
     config = load_config(compose_config(overrides), default_command(overrides))
-    from trade_agent.training.unified_manager import UnifiedTrainingManager
+    from trade_agent.training.unified_manager import default_run_dir, run_config
 
-    result = UnifiedTrainingManager(config).run()
-    print(result.headline)
+    run_config(config, run_dir=default_run_dir(config), arguments=overrides)
 
 
 def ask_before_upstream(own: Sequence[str]) -> list[str]:
@@ -158,12 +158,6 @@ def data_overrides(data: str | None) -> list[str]:
             f"{data} has the suffix {path.suffix!r}", f"use one of {known}, or say it: -- data=csv data.path="
         )
     return [f"data={SUFFIX_SOURCES[path.suffix.lower()]}", f"data.path={quoted(str(path.resolve()))}"]
-
-
-def quoted(text: str) -> str:
-    """A value in the syntax of Hydra's command line."""
-    escaped = text.replace("\\", "\\\\").replace("'", "\\'")
-    return f"'{escaped}'"
 
 
 def _named(option: str, reference: str | None) -> list[str]:
@@ -259,7 +253,7 @@ def resume(
     """Go on with a run that was stopped, from its last checkpoint; the same as `python train.py resume=FOLDER`."""
     from trade_agent.training.unified_manager import resume_run
 
-    print(resume_run(folder).headline)
+    resume_run(folder)
 
 
 @app.command()

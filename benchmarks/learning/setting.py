@@ -16,6 +16,7 @@ from trade_agent.envs.rules import MarketRules
 from trade_agent.envs.series import MarketSeries
 from trade_agent.training.checkpoint import no_checkpoints
 from trade_agent.training.dataset import build_dataset, load_data
+from trade_agent.training.distributed import World
 from trade_agent.training.progress import ProgressReporter
 from trade_agent.training.stages.context import StageContext
 from trade_agent.training.unified_manager import grading_policy
@@ -45,6 +46,7 @@ def stage_context(config: TrainingConfig, *, window_bars: int, horizons: list[in
         progress=ProgressReporter(),
         folder=folder,
         checkpoints=no_checkpoints(),
+        world=World(),
         num_trials=1,
     )
 

@@ -18,6 +18,7 @@ from trade_agent.envs.rules import MarketRules
 from trade_agent.envs.series import MarketSeries
 from trade_agent.training.checkpoint import no_checkpoints
 from trade_agent.training.dataset import MarketDataset
+from trade_agent.training.distributed import World
 from trade_agent.training.results import TrainingResult
 from trade_agent.training.stages import cnn_lstm, trading
 from trade_agent.training.stages.context import Parent, StageContext
@@ -145,6 +146,7 @@ class Trained:
             progress=self.manager.progress,
             folder=folder,
             checkpoints=no_checkpoints(),
+            world=World(),
             num_trials=1,
         )
 

@@ -174,11 +174,11 @@ def test_a_training_that_diverges_goes_back_with_half_the_rate_and_ends(
     config = load(tmp_path, trained, "stage=rl", "model=sac", "trainer.off_policy_env_steps=2000")
     real, calls, rates = reinforcement.finite, [], []
 
-    def finite(metrics: dict[str, Any], env_steps: int) -> dict[str, float]:
+    def finite(metrics: dict[str, Any], env_steps: int, processes: Any) -> dict[str, float]:
         calls.append(env_steps)
         if len(calls) in (3, 6):
             metrics = metrics | {"loss_critic": torch.tensor(math.nan)}
-        return real(metrics, env_steps)
+        return real(metrics, env_steps, processes)
 
     original = reinforcement.LearningRates.set
 
@@ -239,7 +239,7 @@ def test_a_run_goes_on_under_its_own_identity(trained: Any, tmp_path: Path, monk
     assert not (folder / "error.json").exists()
     assert stored_config(folder).run_id == first.config.run_id
 
-    result = resume_run(folder, quiet=True)
+    result = UnifiedTrainingManager(stored_config(folder), run_dir=folder, quiet=True).run()
     assert result.run_id == first.config.run_id
     assert result.command == "python train.py stage=cnn_lstm trainer=smoke"
     assert not (folder / "checkpoints").exists()

@@ -15,6 +15,7 @@ from trade_agent.agents.ppo import PPO
 from trade_agent.config import schema
 from trade_agent.envs.market import account_fields
 from trade_agent.errors import RegistryError
+from trade_agent.training.distributed import World
 from trade_agent.training.models import Forecaster, policy_from_state
 from trade_agent.training.stages import hybrid
 from trade_agent.training.stages.cnn_lstm import dataset_targets
@@ -50,6 +51,7 @@ def make_learner(trained: Any, forecaster: Forecaster, agent: Agent, **changes: 
         "direction_loss_weight": 0.5,
         "learning_rate": 1e-3,
         "frozen_updates": 0,
+        "world": World(),
     }
     targets = dataset_targets(trained.dataset, list(forecaster.horizons))
     return JointLearner(agent, forecaster, features=trained.dataset.features, targets=targets, **(settings | changes))

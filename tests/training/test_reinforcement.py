@@ -12,6 +12,7 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from trade_agent.agents.ppo import PPO
+from trade_agent.agents.processes import Alone
 from trade_agent.agents.replay import ReplayBuffer, Transitions
 from trade_agent.agents.rollout import RolloutBuffer
 from trade_agent.agents.td3 import TD3
@@ -494,9 +495,9 @@ def test_copies_share_no_memory() -> None:
 def test_a_metric_that_is_not_finite_is_named(value: float) -> None:
     seen: list[tuple[int, dict[str, float]]] = []
     hooks = Hooks(check=lambda steps: None, advance=lambda count: None, metrics=lambda *args: seen.append(args))
-    hand_on({"loss_actor": torch.tensor(2.0)}, 5, hooks)
+    hand_on({"loss_actor": torch.tensor(2.0)}, 5, hooks, Alone())
     with pytest.raises(TrainingDivergedError, match=r"loss_critic is -?(nan|inf) after 640 environment steps"):
-        hand_on({"loss_actor": torch.tensor(0.0), "loss_critic": torch.tensor(value)}, 640, hooks)
+        hand_on({"loss_actor": torch.tensor(0.0), "loss_critic": torch.tensor(value)}, 640, hooks, Alone())
     assert [(steps, list(metrics)) for steps, metrics in seen] == [
         (5, ["loss_actor"]),
         (640, ["loss_actor", "loss_critic"]),

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from trade_agent.agents.processes import Alone
 from trade_agent.errors import TrainingDivergedError
 from trade_agent.networks.cnn_lstm import CNNLSTM, Forecast
 from trade_agent.networks.encoders import build_table
@@ -128,8 +129,8 @@ def test_loss_by_hand() -> None:
     returns = torch.tensor([[3.0, -1.0, 0.0]])
     valid = torch.tensor([[True, True, False]])
     expected = ((4.0 + 1.0) + 0.5 * (-math.log(0.75) - math.log(0.25))) / 2.0
-    assert float(forecast_loss(forecast, returns, valid, 0.5)) == pytest.approx(expected, rel=1e-6)
-    assert float(forecast_loss(forecast, returns, torch.zeros_like(valid), 0.5)) == 0.0
+    assert float(forecast_loss(forecast, returns, valid, 0.5, Alone())) == pytest.approx(expected, rel=1e-6)
+    assert float(forecast_loss(forecast, returns, torch.zeros_like(valid), 0.5, Alone())) == 0.0
 
 
 # ------------------------------------------------------------------------------------------------ the loop

@@ -12,6 +12,7 @@ from tensordict import TensorDict
 from torch import Tensor, nn
 
 from trade_agent.agents.normalisers import ObservationNormaliser, RewardNormaliser
+from trade_agent.agents.processes import Processes
 
 GradientHook = Callable[[Sequence[nn.Parameter]], None]
 
@@ -36,7 +37,8 @@ class Agent(Protocol):
     gamma: float
     observation_normaliser: ObservationNormaliser  # both learn from what a training loop shows them, see there
     reward_normaliser: RewardNormaliser
-    gradient_hook: GradientHook | None  # called between backward and clip, e.g. to average over ranks
+    gradient_hook: GradientHook | None  # called between backward and clip, e.g. to average over processes
+    processes: Processes  # that share its batches: statistics are taken over all of them
 
     @property
     def optimizer(self) -> torch.optim.Optimizer: ...

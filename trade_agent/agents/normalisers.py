@@ -7,6 +7,8 @@ evaluation. Without ``enabled`` a normaliser passes everything through and keeps
 import torch
 from torch import Tensor, nn
 
+from trade_agent.agents.processes import Alone, Processes
+
 CLIP = 10.0  # normalised observations lie within +-10 (Engstrom et al. 2020, section 3)
 EPSILON = 1e-8
 
@@ -23,16 +25,19 @@ class RunningMoments(nn.Module):
         self.register_buffer("mean", torch.zeros(shape, dtype=torch.float64))
         self.register_buffer("variance", torch.ones(shape, dtype=torch.float64))
         self.register_buffer("count", torch.zeros((), dtype=torch.float64))
+        self.processes: Processes = Alone()
 
     @torch.no_grad()
     def update(self, rows: Tensor) -> None:
-        """Takes in ``rows`` [B, *shape]: the pairwise formula of Chan, Golub and LeVeque (1979)."""
-        rows = rows.double()
-        share = len(rows) / (self.count + len(rows))
-        delta = rows.mean(0) - self.mean
-        self.variance.lerp_(rows.var(0, correction=0), share).add_(share * (1.0 - share) * delta.square())
+        """Takes in ``rows``, [B, *shape] in each process: the pairwise formula of Chan, Golub and LeVeque (1979)."""
+        rows, added = rows.double(), len(rows) * self.processes.size
+        mean = self.processes.mean(rows.mean(0))
+        variance = self.processes.mean((rows - mean).square().mean(0))
+        share = added / (self.count + added)
+        delta = mean - self.mean
+        self.variance.lerp_(variance, share).add_(share * (1.0 - share) * delta.square())
         self.mean.add_(share * delta)
-        self.count.add_(len(rows))
+        self.count.add_(added)
 
 
 class ObservationNormaliser(nn.Module):

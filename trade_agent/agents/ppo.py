@@ -20,6 +20,7 @@ from trade_agent.agents.base import (
 )
 from trade_agent.agents.normalisers import ObservationNormaliser, RewardNormaliser
 from trade_agent.agents.policies import Distribution, build_policy, policy_action, policy_outputs
+from trade_agent.agents.processes import Alone, Processes
 from trade_agent.networks.mlp import build_mlp, orthogonal_init
 
 
@@ -29,9 +30,12 @@ def clipped_surrogate(log_ratio: Tensor, advantage: Tensor, clip: float) -> Tens
     return -torch.minimum(ratio * advantage, ratio.clamp(1.0 - clip, 1.0 + clip) * advantage).mean()
 
 
-def standardise(values: Tensor) -> Tensor:
-    """Mean 0, standard deviation 1 over a minibatch [B]; one of equal values becomes zeros."""
-    return (values - values.mean()) / values.std().clamp_min(1e-6)
+def standardise(values: Tensor, processes: Processes) -> Tensor:
+    """Mean 0, standard deviation 1 over a minibatch, [B] in each process; one of equal values becomes zeros."""
+    centred = values - processes.mean(values.mean())
+    rows = len(values) * processes.size
+    variance = processes.mean(centred.square().mean()) * (rows / (rows - 1))
+    return centred / variance.sqrt().clamp_min(1e-6)
 
 
 class PPO(nn.Module):
@@ -76,6 +80,7 @@ class PPO(nn.Module):
         self.value_coefficient, self.entropy_coefficient = value_coefficient, entropy_coefficient
         self.max_grad_norm = max_grad_norm
         self.gradient_hook: GradientHook | None = None
+        self.processes: Processes = Alone()
         self.observation_normaliser = ObservationNormaliser(observation_dim, enabled=normalise_observation)
         self.reward_normaliser = RewardNormaliser(gamma, enabled=normalise_reward)
         outputs = policy_outputs(policy, action_dim=action_dim, actions=actions)
@@ -119,7 +124,7 @@ class PPO(nn.Module):
         distribution: Distribution = self.policy.distribution
         parameters = self.policy(observation)
         log_ratio = distribution.log_prob(batch["raw"], parameters) - batch["log_prob"]
-        loss_actor = clipped_surrogate(log_ratio, standardise(batch["advantage"]), self.clip)
+        loss_actor = clipped_surrogate(log_ratio, standardise(batch["advantage"], self.processes), self.clip)
         loss_critic = (self.critic(observation).squeeze(-1) - batch["value_target"]).square().mean()
         with torch.set_grad_enabled(self.entropy_coefficient != 0.0):  # by default it is only reported
             entropy = distribution.entropy(parameters).mean()

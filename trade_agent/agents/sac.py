@@ -26,6 +26,7 @@ from trade_agent.agents.base import (
 )
 from trade_agent.agents.normalisers import ObservationNormaliser, RewardNormaliser
 from trade_agent.agents.policies import StateStdPolicy, policy_action, sample_raw, squashed_log_prob
+from trade_agent.agents.processes import Alone, Processes
 from trade_agent.networks.mlp import StackedMLP, build_mlp
 
 
@@ -76,6 +77,7 @@ class SAC(nn.Module):
         self.gamma, self.tau, self.max_grad_norm = gamma, tau, max_grad_norm
         self.target_entropy = -float(action_dim) if target_entropy is None else target_entropy
         self.gradient_hook: GradientHook | None = None
+        self.processes: Processes = Alone()
         self.observation_normaliser = ObservationNormaliser(observation_dim, enabled=normalise_observation)
         self.reward_normaliser = RewardNormaliser(gamma, enabled=normalise_reward)
         self.policy = StateStdPolicy(

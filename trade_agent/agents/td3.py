@@ -24,6 +24,7 @@ from trade_agent.agents.base import (
     td_target,
 )
 from trade_agent.agents.normalisers import ObservationNormaliser, RewardNormaliser
+from trade_agent.agents.processes import Alone, Processes
 from trade_agent.networks.mlp import StackedMLP, build_mlp
 
 
@@ -67,6 +68,7 @@ class TD3(nn.Module):
         self.policy_delay, self.exploration_noise = policy_delay, exploration_noise
         self.target_noise, self.target_noise_clip = target_noise, target_noise_clip
         self.gradient_hook: GradientHook | None = None
+        self.processes: Processes = Alone()
         self.observation_normaliser = ObservationNormaliser(observation_dim, enabled=normalise_observation)
         self.reward_normaliser = RewardNormaliser(gamma, enabled=normalise_reward)
         self.updates = 0

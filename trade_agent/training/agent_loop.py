@@ -40,6 +40,8 @@ def train_in(
     Returns environment steps and the history of its metrics.
     """
     history: History = {}
+    world = session.checkpoints.world
+    batch_size = world.share(model.batch_size, "model.batch_size")
     session.keep("history", lambda: pack_history(history), lambda state: history.update(unpack_history(state)))
     with progress.task(label, total_env_steps) as task:
 
@@ -60,7 +62,7 @@ def train_in(
                 learning_rate_schedule=model.learning_rate_schedule,
                 rollout_steps=model.rollout_steps,
                 epochs=model.epochs,
-                batch_size=model.batch_size,
+                batch_size=batch_size,
                 validation_checks=validation_checks,
                 generator=generator,
                 hooks=hooks,
@@ -73,7 +75,7 @@ def train_in(
                 env=env,
                 replay=ReplayBuffer(
                     # A buffer larger than the run would only be memory that is never touched.
-                    capacity=min(model.replay_capacity, total_env_steps + model.num_envs),
+                    capacity=min(model.replay_capacity, total_env_steps + model.num_envs) // world.size,
                     private_dim=env.private_dim,
                     action_dim=env.action_dim,
                     device=env.device,
@@ -86,7 +88,7 @@ def train_in(
                 warmup_env_steps=warmup_env_steps(model, total_env_steps),
                 random_warmup=random_warmup,
                 env_steps_per_update=model.env_steps_per_update,
-                batch_size=model.batch_size,
+                batch_size=batch_size,
                 validation_checks=validation_checks,
                 generator=generator,
                 hooks=hooks,

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from trade_agent import safe_io
 from trade_agent.errors import CheckpointError, TrainingDivergedError, UnsafeFileError
+from trade_agent.training.distributed import World
 from trade_agent.training.signals import StopFlag
 
 log = logging.getLogger(__name__)
@@ -36,11 +37,21 @@ class Checkpoints:
 
     folder: made when the first one is written; None keeps no checkpoints. every_seconds: between two of a piece; 0
     writes at every boundary. stop: asks every boundary for a last checkpoint and the end. retries: how often the stage
-    was rolled back because it diverged; each halves the learning rates.
+    was rolled back because it diverged; each halves the learning rates. world: every process writes its own part of a
+    checkpoint, and takes up the newest of which all parts are whole.
     """
 
-    def __init__(self, folder: Path | None, *, every_seconds: float, stop: StopFlag, retries: int = 0) -> None:
+    def __init__(
+        self,
+        folder: Path | None,
+        *,
+        every_seconds: float,
+        stop: StopFlag,
+        retries: int = 0,
+        world: World = World(),  # noqa: B008  immutable
+    ) -> None:
         self.folder, self.every_seconds, self.stop, self.retries = folder, every_seconds, stop, retries
+        self.world = world
 
     def session(self, piece: str, generator: torch.Generator) -> "Session":
         """For one piece of work of the stage, whose random numbers come from `generator` and the global generators."""
@@ -48,7 +59,7 @@ class Checkpoints:
 
     def remove(self) -> None:
         """Called when the stage is registered and its result is written."""
-        if self.folder is not None:
+        if self.folder is not None and self.world.main:
             shutil.rmtree(self.folder, ignore_errors=True)
             with contextlib.suppress(OSError):
                 self.folder.parent.rmdir()
@@ -74,6 +85,12 @@ class Session:
         """What the learning rates of the configuration are multiplied by."""
         return float(0.5**self.checkpoints.retries)
 
+    @property
+    def _prefix(self) -> str:
+        """Of this process's files."""
+        world = self.checkpoints.world
+        return self.piece if world.size == 1 else f"{self.piece}-{world.rank}of{world.size}"
+
     def keep(self, name: str, get: Callable[[], Any], put: Callable[[Any], None]) -> None:
         """Make something part of every checkpoint: `get` returns tensors and plain values, `put` takes them back."""
         self._parts[name] = (get, put)
@@ -84,25 +101,28 @@ class Session:
         Raises CheckpointError for one that belongs to other work.
         """
         if self.checkpoints.folder is not None:
-            for left_over in self.checkpoints.folder.glob(f".{self.piece}-*"):  # of a process killed while it wrote
+            for left_over in self.checkpoints.folder.glob(f".{self._prefix}-*"):  # of a process killed while it wrote
                 left_over.unlink()
-        for path, match in reversed(self._files()):
+        found: dict[int, tuple[Path, dict[Any, Any]]] = {}
+        for path, match in self._files():
             try:
                 data = safe_io.read_bytes(path)
                 if not safe_io.sha256_bytes(data).startswith(match["sha"]):
                     raise UnsafeFileError("its checksum does not fit")
-                state = safe_io.load_tensors(data, name=str(path))
+                found[int(match["number"])] = path, safe_io.load_tensors(data, name=str(path))
             except UnsafeFileError as error:
                 log.warning("%s is damaged, the one before is taken: %s", path, error)
-                continue
-            if state.keys() != self._parts.keys() | {"rng", "finished"}:
-                raise CheckpointError(f"{path} belongs to other work", "start again in another run folder")
-            for name, (_, put) in self._parts.items():
-                put(state[name])
-            put_rng(state["rng"], self.generator)
-            self.finished, self._number = bool(state["finished"]), int(match["number"])
-            return True
-        return False
+        common = set.intersection(*map(set, self.checkpoints.world.gathered(list(found))))
+        if not common:
+            return False
+        path, state = found[max(common)]
+        if state.keys() != self._parts.keys() | {"rng", "finished"}:
+            raise CheckpointError(f"{path} belongs to other work", "start again in another run folder")
+        for name, (_, put) in self._parts.items():
+            put(state[name])
+        put_rng(state["rng"], self.generator)
+        self.finished, self._number = bool(state["finished"]), max(common)
+        return True
 
     def boundary(self, *, due: bool = False) -> None:
         """Between two steps: write a checkpoint where one is due, stop where that was asked for.
@@ -110,12 +130,13 @@ class Session:
         Raises StoppedError after the checkpoint was written, TrainingDivergedError instead of writing a state that is
         not finite.
         """
-        stopping = self.checkpoints.stop.requested
         age = time.monotonic() - self._last_write
-        if due or stopping or age >= self.checkpoints.every_seconds:
+        stop = self.checkpoints.stop
+        old, stopping = self.checkpoints.world.any(age >= self.checkpoints.every_seconds, stop.requested)
+        if due or old or stopping:
             self.write()
         if stopping:
-            self.checkpoints.stop.raise_stopped()
+            stop.raise_stopped()
 
     def finish(self) -> None:
         """Write the last checkpoint: whoever restores it finds `finished` and has nothing left to do."""
@@ -129,12 +150,12 @@ class Session:
             return
         state = {name: get() for name, (get, _) in self._parts.items()}
         state |= {"rng": get_rng(self.generator), "finished": self.finished}
-        if not all_finite(state):
+        if any(self.checkpoints.world.any(not all_finite(state))):
             raise TrainingDivergedError("the state of the training is not finite", "lower model.learning_rate")
         data = safe_io.dump_tensors(state)
         self._number += 1
         folder.mkdir(parents=True, exist_ok=True)
-        path = folder / f"{self.piece}-{self._number:06d}-{safe_io.sha256_bytes(data)[:16]}.pth"
+        path = folder / f"{self._prefix}-{self._number:06d}-{safe_io.sha256_bytes(data)[:16]}.pth"
         safe_io.write_bytes(path, data)
         for old, _ in self._files()[:-KEPT]:
             old.unlink(missing_ok=True)
@@ -146,7 +167,7 @@ class Session:
         if folder is None or not folder.is_dir():
             return []
         matches = ((path, _FILE.fullmatch(path.name)) for path in sorted(folder.iterdir()))
-        return [(path, match) for path, match in matches if match and match["piece"] == self.piece]
+        return [(path, match) for path, match in matches if match and match["piece"] == self._prefix]
 
 
 def all_finite(value: Any) -> bool:

@@ -22,8 +22,8 @@ class TrainingErrorHandler:
     The error goes on to the caller, an OSError as a TradeAgentError of one line.
     """
 
-    def __init__(self, run_dir: Path, resume: str, *, resumed: bool = False) -> None:
-        self.run_dir, self.resume = run_dir, resume
+    def __init__(self, run_dir: Path, resume: str, *, resumed: bool = False, writes: bool = True) -> None:
+        self.run_dir, self.resume, self.writes = run_dir, resume, writes
         self.stage = RESUME if resumed else START
 
     def __enter__(self) -> Self:
@@ -38,6 +38,8 @@ class TrainingErrorHandler:
             error.exit_code = 1  # 2 would say that nothing was started
         # Where the disk is the trouble this fails too, and must not hide the error itself.
         with contextlib.suppress(OSError):
+            if not self.writes:  # one of several processes writes for all
+                return
             self.run_dir.mkdir(parents=True, exist_ok=True)
             safe_io.write_json(self.run_dir / "error.json", self.describe(error))
         if isinstance(error, OSError):
@@ -45,7 +47,8 @@ class TrainingErrorHandler:
 
     def settle(self) -> None:
         """The run is done: what went wrong on the way is no news any more."""
-        (self.run_dir / "error.json").unlink(missing_ok=True)
+        if self.writes:
+            (self.run_dir / "error.json").unlink(missing_ok=True)
 
     def describe(self, error: BaseException) -> dict[str, str]:
         """Plain fields of `error.json`."""

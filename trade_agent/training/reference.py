@@ -81,16 +81,12 @@ def run_reference(
     env_config, model, started = config.env, config.model, time.monotonic()
     assert isinstance(env_config, GymnasiumConfig)
     assert isinstance(model, AgentModel)
+    world = checkpoints.world
     agent, env_steps, history, checks = train_task(
         config, env_config, model, device=device, progress=progress, checkpoints=checkpoints, watch=watch
     )
     episodes = evaluate(agent, env_config.id, EVALUATION_SEEDS, env_config.evaluation_episodes, device)
     mean = float(episodes.returns.mean())
-    safe_io.write_bytes(
-        run_dir / "agent.pth", safe_io.dump_tensors({"kind": model.name, "agent": agent_to_state(agent)})
-    )
-    write_history(run_dir, history)
-    plot_checks(run_dir / "returns.png", env_config.id, model.name, checks, mean)
     result = ReferenceResult(
         stage="rl",
         model=model.name,
@@ -114,8 +110,14 @@ def run_reference(
         environment=environment,
         artefacts=["config.json", "run.json", "history.json", "agent.pth", "returns.png"],
     )
-    safe_io.write_json(run_dir / "result.json", finite(dataclasses.asdict(result)))
-    checkpoints.remove()
+    if world.main:
+        safe_io.write_bytes(
+            run_dir / "agent.pth", safe_io.dump_tensors({"kind": model.name, "agent": agent_to_state(agent)})
+        )
+        write_history(run_dir, history)
+        plot_checks(run_dir / "returns.png", env_config.id, model.name, checks, mean)
+        safe_io.write_json(run_dir / "result.json", finite(dataclasses.asdict(result)))
+        checkpoints.remove()
     progress.say(f"{result.headline} (+- {result.metrics['std_return']:.1f} over {len(episodes.returns)} episodes)")
     return result
 
@@ -132,15 +134,19 @@ def train_task(
 ) -> tuple[Agent, int, History, list[tuple[int, float]]]:
     """The agent in the state that did best in a check, environment steps, history of the losses, the checks."""
     generator = seed_everything(config.seed, device, "reference", env_config.id, model.name)
+    world = checkpoints.world
+    num_envs = world.share(model.num_envs, "model.num_envs")
     envs = GymnasiumTasks(
         env_config.id,
-        num_envs=model.num_envs,
+        num_envs=num_envs,
         reward_scale=model.reward_scale,
-        seed=config.seed * 10_000,  # the copies follow it; two runs share no episode
+        seed=config.seed * 10_000 + world.rank * num_envs,  # the copies follow it; two runs share no episode
         device=device,
     )
     spec = agent_spec(model, observation_dim=envs.private_dim, action_dim=envs.action_dim)
     agent = agent_from_spec(spec, device=device)
+    world.connect(agent)
+    world.own_random_numbers(generator)
     best, checks = Best(), list[tuple[int, float]]()
     session = checkpoints.session(model.name, generator)
     session.keep("best", best.state_dict, best.load_state_dict)
@@ -148,6 +154,7 @@ def train_task(
 
     def check(env_steps: int) -> None:
         score = float(evaluate(agent, env_config.id, CHECK_SEEDS, env_config.check_episodes, device).returns.mean())
+        score = world.agreed(score)
         checks.append((env_steps, score))
         progress.say(f"  {env_steps:,} steps: mean return {score:.1f}")
         best.consider(score, agent.state_dict, env_steps)

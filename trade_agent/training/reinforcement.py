@@ -17,6 +17,7 @@ from torch import Tensor
 from trade_agent.agents.base import Agent, transition_batch
 from trade_agent.agents.n_step import NStepWindow
 from trade_agent.agents.ppo import PPO
+from trade_agent.agents.processes import Processes
 from trade_agent.agents.replay import ReplayBuffer, Transitions
 from trade_agent.agents.rollout import RolloutBuffer
 from trade_agent.envs.batched import BatchedEnv
@@ -127,14 +128,15 @@ def train_on_policy(
         action_dim=env.action_dim,
         device=device,
     )
-    rounds = math.ceil(total_env_steps / (rollout_steps * env.num_envs))
+    num_envs = env.num_envs * agent.processes.size
+    rounds = math.ceil(total_env_steps / (rollout_steps * num_envs))
     rates = LearningRates(agent.optimizer, learning_rate_schedule, session.rate_factor)
     done = {"rounds": 0}
     keep_agent(session, agent)
     session.keep("env", env.state_dict, env.load_state_dict)
     session.keep("loop", lambda: dict(done), done.update)
     session.restore()
-    env_steps = done["rounds"] * rollout_steps * env.num_envs
+    env_steps = done["rounds"] * rollout_steps * num_envs
     hooks.advance(env_steps)
     for index in range(done["rounds"], rounds):
         rates.set(index / rounds)
@@ -154,8 +156,8 @@ def train_on_policy(
                 next_private=seen.next_private,
             )
             agent.reward_normaliser.update(seen.reward, seen.terminated | seen.truncated)
-            hooks.advance(env.num_envs)
-        env_steps += rollout_steps * env.num_envs
+            hooks.advance(num_envs)
+        env_steps += rollout_steps * num_envs
         buffer.reward = agent.reward_normaliser(buffer.reward)
         value, next_value = _values(agent, buffer, observe)
         buffer.finish(value=value, next_value=next_value, gamma=agent.gamma, gae_lambda=agent.gae_lambda)
@@ -167,7 +169,7 @@ def train_on_policy(
             with torch.no_grad():
                 seen_observations = observe(buffer.t.flatten().long(), buffer.private.flatten(0, 1))
             agent.observation_normaliser.update(seen_observations)
-        hand_on(metrics, env_steps, hooks)
+        hand_on(metrics, env_steps, hooks, agent.processes)
         checked = _due(index, rounds, validation_checks)
         if checked:
             hooks.check(env_steps)
@@ -212,7 +214,8 @@ def train_off_policy(
     What is normalised is stored as it was seen, and normalised by the statistics of the day when it is learned from.
     """
     device = env.device
-    rounds = math.ceil(total_env_steps / env.num_envs)
+    num_envs = env.num_envs * agent.processes.size
+    rounds = math.ceil(total_env_steps / num_envs)
     rates = LearningRates(agent.optimizer, learning_rate_schedule, session.rate_factor)
     window = NStepWindow(n_step, agent.gamma)
     metrics: dict[str, Tensor] = {}
@@ -224,10 +227,10 @@ def train_off_policy(
     session.keep("loop", lambda: dict(done), done.update)
     session.keep("metrics", lambda: dict(metrics), metrics.update)
     session.restore()
-    env_steps = int(done["rounds"]) * env.num_envs
+    env_steps = int(done["rounds"]) * num_envs
     hooks.advance(env_steps)
     for index in range(int(done["rounds"]), rounds):
-        env_steps = (index + 1) * env.num_envs
+        env_steps = (index + 1) * num_envs
         with torch.no_grad():
             observation = observe(env.t, env.private)
             agent.observation_normaliser.update(observation)
@@ -242,23 +245,23 @@ def train_off_policy(
         transitions = window.add(step, seen.truncated)
         if transitions is not None:
             replay.extend(transitions)
-        hooks.advance(env.num_envs)
+        hooks.advance(num_envs)
         if env_steps > warmup_env_steps and len(replay):
             rates.set(index / rounds)
-            done["owed"] += env.num_envs / env_steps_per_update
+            done["owed"] += num_envs / env_steps_per_update
             while done["owed"] >= 1.0:
                 metrics.update(learn(observed_batch(replay.sample(batch_size, generator), observe)))
                 done["owed"], done["updates"] = done["owed"] - 1.0, done["updates"] + 1
                 if done["updates"] % METRICS_EVERY == 0:
-                    hand_on(metrics, env_steps, hooks)
+                    hand_on(metrics, env_steps, hooks, agent.processes)
         checked = _due(index, rounds, validation_checks)
         if checked:
             hooks.check(env_steps)
         done["rounds"] = index + 1
         session.boundary(due=checked)
     if done["updates"] % METRICS_EVERY:
-        hand_on(metrics, env_steps, hooks)
-    return rounds * env.num_envs
+        hand_on(metrics, env_steps, hooks, agent.processes)
+    return rounds * num_envs
 
 
 def observed_batch(sample: Transitions, observe: Observe) -> TensorDict:
@@ -286,8 +289,11 @@ def _due(index: int, rounds: int, checks: int) -> bool:
     return (index + 1) * checks // rounds > index * checks // rounds
 
 
-def hand_on(metrics: dict[str, Tensor], env_steps: int, hooks: Hooks) -> None:
-    """Give the metrics to the hook as numbers, then check them: who watches a run wants to see what ended it."""
+def hand_on(metrics: dict[str, Tensor], env_steps: int, hooks: Hooks, processes: Processes) -> None:
+    """Give the metrics, averaged over the processes, to the hook as numbers, then check them: who watches a run wants to
+    see what ended it."""
+    if processes.size > 1:
+        metrics = dict(zip(metrics, processes.mean(torch.stack(list(metrics.values()))), strict=True))
     values = {name: float(value) for name, value in metrics.items()}
     hooks.metrics(env_steps, values)
     finite(values, env_steps)

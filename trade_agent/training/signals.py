@@ -28,11 +28,11 @@ class StopFlag:
         return self.signal is not None
 
     def raise_stopped(self) -> None:
-        """Raises StoppedError where a signal came."""
-        if self.signal is not None:
-            error = StoppedError(f"stopped by {self.signal.name}", f"go on with: {self.resume}")
-            error.exit_code = EXIT_CODES[self.signal]
-            raise error
+        """Raises StoppedError where a signal came, here or to another process that trains along."""
+        number = self.signal or signal.SIGTERM
+        error = StoppedError(f"stopped by {number.name}", f"go on with: {self.resume}")
+        error.exit_code = EXIT_CODES[number]
+        raise error
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.signal is None:

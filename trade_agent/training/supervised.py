@@ -17,6 +17,7 @@ from sklearn.linear_model import Ridge
 from torch import Tensor
 from torch.nn import functional
 
+from trade_agent.agents.processes import Alone, Processes
 from trade_agent.errors import TrainingDivergedError
 from trade_agent.networks.cnn_lstm import CNNLSTM, Forecast, gather_windows
 from trade_agent.networks.encoders import build_table
@@ -85,17 +86,21 @@ def windows_of(series: Tensor, pairs: Tensor, window_bars: int) -> Tensor:
     return series.flatten(0, 1).index_select(0, index.flatten()).view(len(pairs), window_bars, -1)
 
 
-def forecast_loss(forecast: Forecast, returns: Tensor, valid: Tensor, direction_weight: float) -> Tensor:
+def forecast_loss(
+    forecast: Forecast, returns: Tensor, valid: Tensor, direction_weight: float, processes: Processes
+) -> Tensor:
     """Squared error of the scaled return plus weighted cross-entropy of its sign, over valid entries.
 
-    All of shape [..., H]. The mean is over valid entries; no valid entry gives 0.
+    All of shape [..., H]. The mean is over valid entries; no valid entry gives 0. Where several processes have a part
+    of the entries each, the mean of their losses is the loss over all.
     """
     squared = (forecast.expected_return - returns).square()
     crossed = functional.binary_cross_entropy_with_logits(
         forecast.direction_logit, (returns > 0).to(returns.dtype), reduction="none"
     )
     weight = valid.to(returns.dtype)
-    return ((squared + direction_weight * crossed) * weight).sum() / weight.sum().clamp(min=1.0)
+    count = processes.mean(weight.sum()).clamp(min=1.0 / processes.size)
+    return ((squared + direction_weight * crossed) * weight).sum() / count
 
 
 class FitResult(NamedTuple):
@@ -168,6 +173,7 @@ def fit_forecaster(
     optimizer = torch.optim.AdamW(
         network.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
     )
+    world = session.checkpoints.world
     progress = FitProgress(total=torch.zeros((), device=series.device))
     session.keep("network", network.state_dict, network.load_state_dict)
     session.keep("optimizer", optimizer.state_dict, optimizer.load_state_dict)
@@ -183,17 +189,21 @@ def fit_forecaster(
         while progress.position < len(train):
             chunk = progress.order[progress.position : progress.position + settings.batch_size]
             optimizer.zero_grad(set_to_none=True)
-            backward = functools.partial(_backward, network, series, targets, settings.direction_weight, len(chunk))
-            loss, progress.microbatch = accumulate(
-                train[chunk], backward, size=progress.microbatch, clear=optimizer.zero_grad
-            )
+            own = train[chunk][world.rank :: world.size]
+            rows = len(chunk) / world.size  # the mean over the processes is then that over all rows of the batch
+            if not len(own):  # fewer rows than processes: a row that weighs nothing
+                own, rows = train[chunk][:1], math.inf
+            backward = functools.partial(_backward, network, series, targets, settings.direction_weight, rows)
+            loss, progress.microbatch = accumulate(own, backward, size=progress.microbatch, clear=optimizer.zero_grad)
+            world.average_gradients(list(network.parameters()))
             norm = torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
             optimizer.step()
             progress.total += loss * len(chunk)
             progress.position += len(chunk)
             session.boundary()
-        train_loss = float(progress.total) / len(train)
+        train_loss = float(world.mean(progress.total)) / len(train)
         validation_loss = evaluate_loss(network, series, targets, validation, settings.direction_weight)
+        validation_loss = world.agreed(validation_loss)
         metrics = {"train_loss": train_loss, "validation_loss": validation_loss}
         if norm is not None:
             metrics["grad_norm"] = float(norm)
@@ -214,7 +224,7 @@ def fit_forecaster(
 
 
 def _backward(
-    network: CNNLSTM, series: Tensor, targets: Targets, direction_weight: float, batch: int, pairs: Tensor
+    network: CNNLSTM, series: Tensor, targets: Targets, direction_weight: float, batch: float, pairs: Tensor
 ) -> Tensor:
     """Add the gradient of the share [] that `pairs` have in the mean loss of `batch` rows; returns that share.
 
@@ -228,7 +238,7 @@ def _backward(
 def _loss(network: CNNLSTM, series: Tensor, targets: Targets, pairs: Tensor, direction_weight: float) -> Tensor:
     t, a = pairs[:, 0], pairs[:, 1]
     forecast = network(windows_of(series, pairs, network.window_bars))
-    return forecast_loss(forecast, targets.returns[t, a], targets.valid[t, a], direction_weight)
+    return forecast_loss(forecast, targets.returns[t, a], targets.valid[t, a], direction_weight, Alone())
 
 
 @torch.no_grad()

@@ -1,10 +1,11 @@
 """Plans a run, trains what is missing, judges and registers every stage, and reports."""
 
 import contextlib
+import dataclasses
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from datetime import datetime
 from pathlib import Path
@@ -25,7 +26,9 @@ from trade_agent.search.trial import StudyTrial
 from trade_agent.training.checkpoint import Checkpoints
 from trade_agent.training.dataset import MarketDataset, build_dataset, load_data
 from trade_agent.training.device import DeviceManager
+from trade_agent.training.distributed import find_world
 from trade_agent.training.error_handler import TrainingErrorHandler
+from trade_agent.training.launch import as_worker, is_worker, launch
 from trade_agent.training.monitoring.open import watching
 from trade_agent.training.monitoring.watch import Watch
 from trade_agent.training.plan import Plan, PlannedStage, build_plan, fit_to_parents, named_references
@@ -56,7 +59,6 @@ __all__ = [
     "UnifiedTrainingManager",
 ]
 
-WORLD_SIZE = 1
 T = TypeVar("T")
 
 
@@ -78,10 +80,15 @@ class UnifiedTrainingManager:
         trial: StudyTrial | None = None,
     ) -> None:
         self.trial = trial
-        self.run_dir = run_dir or default_run_dir(config)
+        self.world = find_world(config.device.timeout_seconds)
+        processes = config.device.processes * config.device.nodes
+        if processes > 1 and self.world.size == 1:
+            raise ConfigError(f"{processes} processes cannot be started from here", f"use: {config.command}")
+        self.run_dir = Path(self.world.agreed(str(run_dir or default_run_dir(config))))
         self.config = continued(config, self.run_dir) or with_run_id(config)  # a run id names one run in the registry
         self.stop = StopFlag(resume_command(self.run_dir))
-        self.progress = ProgressReporter(quiet)
+        self.config = dataclasses.replace(self.config, run_id=self.world.agreed(self.config.run_id))
+        self.progress = ProgressReporter(quiet or not self.world.main)
         keys = config.registry.keys
         signing = Signing(config.registry.signing, Path(keys) if keys else None)
         self.registry = ModelRegistry(Path(config.paths.models), signing=signing)
@@ -91,7 +98,7 @@ class UnifiedTrainingManager:
             name=device.name, strict=device.strict, precision=device.precision, threads=device.threads
         )
         self.grading = grading_policy(config.grading)
-        stored = stored_run(self.run_dir)
+        stored = self.world.agreed(stored_run(self.run_dir))
         self.stored = stored if stored.get("run_id") == self.config.run_id else {}  # empty for a run that begins
         # At the start: the files may change while a long run goes on.
         self.environment: dict[str, str] = self.stored.get("environment") or describe_environment()
@@ -103,8 +110,10 @@ class UnifiedTrainingManager:
         """
         with (
             # Before anything can fail: what another process is at work on is not ours to write an error into.
-            locked(self.run_dir) if self.stored else contextlib.nullcontext(),
-            TrainingErrorHandler(self.run_dir, self.stop.resume, resumed=bool(self.stored)) as handler,
+            locked(self.run_dir) if self.stored and self.world.main else contextlib.nullcontext(),
+            TrainingErrorHandler(
+                self.run_dir, self.stop.resume, resumed=bool(self.stored), writes=self.world.main
+            ) as handler,
             stop_on_signals(self.stop),
         ):
             if isinstance(self.config.env, schema.GymnasiumConfig):
@@ -113,13 +122,14 @@ class UnifiedTrainingManager:
 
     def _lock(self) -> AbstractContextManager[None]:
         """The lock of a new run's folder, which is made only now that nothing is wrong with the input."""
-        return contextlib.nullcontext() if self.stored else locked(self.run_dir)
+        return contextlib.nullcontext() if self.stored or not self.world.main else locked(self.run_dir)
 
     def _train_on_task(self, env: schema.GymnasiumConfig, handler: TrainingErrorHandler) -> ReferenceResult:
         """A run on a gymnasium task, of which nothing is registered."""
         describe_task(env.id)
         with self._lock():
-            write_run(self.run_dir, self.config, environment=self.environment)
+            if self.world.main:
+                write_run(self.run_dir, self.config, environment=self.environment)
             handler.stage = "reference"
 
             def train(checkpoints: Checkpoints) -> ReferenceResult:
@@ -142,11 +152,14 @@ class UnifiedTrainingManager:
         self, stage: str, folder: Path, score: str, trial: StudyTrial | None
     ) -> AbstractContextManager[Watch]:
         config = self.config
+        if not self.world.main:
+            return contextlib.nullcontext(Watch())
         return watching(config.monitoring, stage=stage, score=score, folder=folder, run_id=config.run_id, trial=trial)
 
     def _train_model(self, handler: TrainingErrorHandler) -> TrainingResult:
         """Train and register what the plan finds missing."""
         dataset, plan = self.prepare()
+        self._agree(plan)
         print_plan(self.progress, plan, dataset, self.devices.report(), self.config)
         if self.stored:  # the plan was agreed to when the run began
             require_same_data(self.stored, dataset.bars.fingerprint)
@@ -155,16 +168,31 @@ class UnifiedTrainingManager:
         check_writable(Path(self.config.paths.models))
         self.registry.signing.check(self.registry.root, writes=True)
         with self._lock():
-            self._write_run_files(dataset, plan)
+            if self.world.main:
+                self._write_run_files(dataset, plan)
             for planned in plan.stages:
                 if planned.found is None:
-                    self.stop.raise_stopped()
+                    if any(self.world.any(self.stop.requested)):
+                        self.stop.raise_stopped()
                     handler.stage = planned.key
                     result, outcome = self.train_stage(planned, plan, dataset)
             handler.settle()
         memory = self.devices.memory_used_bytes()
         print_result(self.progress, result, outcome.comparisons, memory, self.run_dir)
         return result
+
+    def _agree(self, plan: Plan) -> None:
+        """Take the plan of the first process, should the registry have changed between two looks at it.
+
+        Raises ConfigError where what is to be trained cannot be divided among the processes.
+        """
+        found = [planned.found.model_id if planned.found else None for planned in plan.stages]
+        for planned, identifier in zip(plan.stages, self.world.agreed(found), strict=True):
+            planned.found = self.registry.get(identifier) if identifier else None
+        for planned in plan.to_train:
+            if isinstance(planned.model, schema.AgentModel):
+                self.world.share(planned.model.num_envs, "model.num_envs")
+                self.world.share(planned.model.batch_size, "model.batch_size")
 
     def prepare(self) -> tuple[MarketDataset, Plan]:
         """Everything that can be wrong with the input shows here: data, references, contracts. Writes nothing."""
@@ -187,23 +215,37 @@ class UnifiedTrainingManager:
         started = time.monotonic()
         target = planned is plan.target
         folder = self.run_dir if target else self.run_dir / "upstream" / planned.key
-        folder.mkdir(parents=True, exist_ok=True)
         self.progress.say(f"training {planned.key}")
 
         def train(checkpoints: Checkpoints) -> StageOutcome:
-            return self._run_stage(planned, plan, self._context(planned, plan, dataset, folder, checkpoints, watch))
+            with self._folder(folder) as own:
+                context = self._context(planned, plan, dataset, own, checkpoints, watch)
+                return self._run_stage(planned, plan, context)
 
         score = "skill_score" if planned.model_type == "cnn_lstm" else "sharpe"
         with self._watching(planned.key, folder, score, self.trial if target else None) as watch:
             outcome = self._with_retries(planned.key, train)
-        metadata = self._register(planned, plan, dataset, outcome)
-        planned.found = metadata
-        write_history(folder, outcome.history)
+        stored = self._register(planned, plan, dataset, outcome) if self.world.main else None
+        identifier = self.world.agreed(stored.model_id if stored else None)
+        planned.found = metadata = stored or self.registry.get(identifier)
         result = self._result(planned, dataset, outcome, metadata, time.monotonic() - started)
-        result.write(folder)
-        self._checkpoints(planned.key).remove()
+        checkpoints = self._checkpoints(planned.key)
+        if self.world.main:
+            write_history(folder, outcome.history)
+            result.write(folder)
+            checkpoints.remove()
         self.progress.say(f"  registered {metadata.model_id} in {result.duration_seconds:.0f} s")
         return result, outcome
+
+    @contextlib.contextmanager
+    def _folder(self, folder: Path) -> Iterator[Path]:
+        """Where a stage draws its pictures: those of all processes but the first are thrown away."""
+        if self.world.main:
+            folder.mkdir(parents=True, exist_ok=True)
+            yield folder
+        else:
+            with tempfile.TemporaryDirectory() as scratch:
+                yield Path(scratch)
 
     def _with_retries(self, key: str, train: Callable[[Checkpoints], T]) -> T:
         """Train; where that diverges, go back to the last checkpoint with half the learning rates, a few times."""
@@ -219,8 +261,10 @@ class UnifiedTrainingManager:
                 if retries > self.config.trainer.divergence_retries:
                     raise
                 self.progress.say(f"  {error.message}: back to the last checkpoint, learning rates x {0.5**retries:g}")
-                self._retries_file(key).parent.mkdir(parents=True, exist_ok=True)
-                safe_io.write_json(self._retries_file(key), {"retries": retries})
+                if self.world.main:
+                    self._retries_file(key).parent.mkdir(parents=True, exist_ok=True)
+                    safe_io.write_json(self._retries_file(key), {"retries": retries})
+                self.world.agreed(None)  # nobody looks before it is written
 
     def _checkpoints(self, key: str) -> Checkpoints:
         """Those of one stage of this run."""
@@ -229,7 +273,8 @@ class UnifiedTrainingManager:
             self.run_dir / "checkpoints" / key,
             every_seconds=self.config.trainer.checkpoint_seconds,
             stop=self.stop,
-            retries=safe_io.read_json(path)["retries"] if path.exists() else 0,
+            retries=self.world.agreed(safe_io.read_json(path)["retries"] if path.exists() else 0),
+            world=self.world,
         )
 
     def _retries_file(self, key: str) -> Path:
@@ -259,6 +304,7 @@ class UnifiedTrainingManager:
             progress=self.progress,
             folder=folder,
             checkpoints=checkpoints,
+            world=self.world,
             num_trials=tried + 1,
             watch=watch,
         )
@@ -379,7 +425,7 @@ class UnifiedTrainingManager:
             data_fingerprint=dataset.bars.fingerprint,
             seed=config.seed,
             device=str(self.devices.device),
-            world_size=WORLD_SIZE,
+            world_size=self.world.size,
             duration_seconds=round(seconds, 3),
             env_steps=outcome.env_steps,
             command=config.command,
@@ -401,13 +447,31 @@ class UnifiedTrainingManager:
         write_run(self.run_dir, self.config, environment=self.environment, about=about)
 
 
-def resume_run(run_dir: Path, *, quiet: bool = False) -> TrainingResult | ReferenceResult:
+def run_config(
+    config: TrainingConfig, *, run_dir: Path, arguments: Sequence[str], trial: StudyTrial | None = None
+) -> dict[str, float]:
+    """What `train.py ARGUMENTS` does with its config: train here, as one of several workers, or start these.
+
+    Prints the line that names the result. Returns the figures on validation rows.
+    """
+    if not is_worker() and config.device.processes > 1:
+        return launch(config.device, run_dir, arguments)  # the first worker prints
+    with as_worker(run_dir) if is_worker() else contextlib.nullcontext():
+        manager = UnifiedTrainingManager(config, run_dir=run_dir, trial=trial)
+        result = manager.run()
+    if manager.world.main:
+        print(result.headline)
+    manager.world.leave()
+    return result.validation
+
+
+def resume_run(run_dir: Path) -> dict[str, float]:
     """Go on with the unfinished run in a folder: registered stages are found, the one under way goes on from its newest
     checkpoint. Raises ConfigError where there is no such run."""
     run_dir = run_dir.resolve()
     config = stored_config(run_dir)
     with where_it_began(run_dir):
-        return UnifiedTrainingManager(config, run_dir=run_dir, quiet=quiet).run()
+        return run_config(config, run_dir=run_dir, arguments=[f"resume={run_dir}"])
 
 
 def trial_of(model: ModelMetadata) -> tuple[str, int]:

@@ -87,6 +87,7 @@ def _fit(
     # Every fold starts from the weights of the final forecaster's start: what differs is only what was seen.
     generator = seed_everything(context.seed, context.device, "cnn_lstm")
     network = CNNLSTM(**spec).to(context.device)
+    context.world.own_random_numbers()
     validation = dataset.split.validation
     # Labels that end after the validation rows would look into the embargo.
     validation_bars = range(validation.start, validation.stop - longest_horizon)

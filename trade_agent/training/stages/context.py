@@ -13,6 +13,7 @@ from trade_agent.evaluation.grading import GradeDecision, GradePolicy
 from trade_agent.evaluation.significance import Comparison
 from trade_agent.training.checkpoint import Checkpoints
 from trade_agent.training.dataset import MarketDataset
+from trade_agent.training.distributed import World
 from trade_agent.training.monitoring.watch import Watch
 from trade_agent.training.progress import ProgressReporter
 
@@ -41,6 +42,7 @@ class StageContext:
     progress: ProgressReporter
     folder: Path  # of this stage's pictures and tables
     checkpoints: Checkpoints
+    world: World
     num_trials: int  # models of this kind judged on some of these test rows, this one included
     watch: Watch = field(default_factory=Watch)  # where metrics and validation scores go; by default nowhere
 

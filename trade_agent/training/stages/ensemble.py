@@ -134,6 +134,8 @@ def train_gate(
             growth = log_growth(weights, returns, dataset.rules.linear_cost)
             optimizer.zero_grad()
             (-growth).backward()
+            # Every process goes over the whole path, which is one expression: the average only keeps them equal.
+            context.world.average_gradients(list(gate.parameters()))
             optimizer.step()
             history["growth"].append(float(growth.detach()))
             context.watch.metrics(epoch + 1, {"growth": history["growth"][-1]})

@@ -17,6 +17,7 @@ from trade_agent.config.schema import AgentModel, CnnLstmStage, HybridStage, Off
 from trade_agent.errors import RegistryError
 from trade_agent.networks.encoders import WindowEncoder, build_table
 from trade_agent.training.agent_loop import warmup_env_steps
+from trade_agent.training.distributed import World
 from trade_agent.training.models import (
     AgentPolicy,
     Forecaster,
@@ -72,12 +73,13 @@ class JointLearner:
         direction_loss_weight: float,
         learning_rate: float,
         frozen_updates: int,
+        world: World,
     ) -> None:
         self.agent, self.network, self.targets = agent, forecaster.network, targets
         self.encoder = WindowEncoder(forecaster.network, features)
         self.label_stop = label_stop  # labels of later bars reach out of the train rows
         self.forecast_loss_weight, self.direction_loss_weight = forecast_loss_weight, direction_loss_weight
-        self.frozen_updates, self.updates = frozen_updates, 0
+        self.frozen_updates, self.updates, self.world = frozen_updates, 0, world
         self.optimizer = torch.optim.Adam(forecaster.network.parameters(), lr=learning_rate, fused=True)
         self._forecast_loss: Tensor | None = None
         # The network stays in evaluation mode, but cuDNN has a backward pass only for an LSTM in training mode.
@@ -100,6 +102,7 @@ class JointLearner:
                 self.targets.returns[encoding.bars],
                 self.targets.valid[encoding.bars] & known,
                 self.direction_loss_weight,
+                self.world,
             )
         return torch.cat((encoding.observation, account), dim=-1)
 
@@ -127,6 +130,7 @@ class JointLearner:
             assert self._forecast_loss is not None
             self.optimizer.zero_grad()
             metrics = self.agent.update(batch, extra_loss=self.forecast_loss_weight * self._forecast_loss)
+            self.world.average_gradients(list(self.network.parameters()))
             torch.nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
             self.optimizer.step()
             metrics["loss_forecast"] = self._forecast_loss.detach()
@@ -161,6 +165,7 @@ def run(
         direction_loss_weight=forecaster_stage.direction_loss_weight,
         learning_rate=stage.forecaster_learning_rate,
         frozen_updates=int(stage.freeze_forecaster_fraction * expected_updates(context, model)),
+        world=context.world,
     )
     best = Best()
 

@@ -42,7 +42,7 @@ def validate(context: StageContext, policy: Policy, step: int) -> float:
 
     Raises TrialPrunedError where the run is a trial of a search that is not worth going on.
     """
-    metrics = backtest(context.dataset, policy, context.dataset.split.validation).metrics()
+    metrics = context.world.agreed(backtest(context.dataset, policy, context.dataset.split.validation).metrics())
     context.watch.validated(step, metrics)
     return metrics["sharpe"]
 
@@ -70,13 +70,15 @@ def train_agent(
 ) -> tuple[int, dict[str, list[float]]]:
     """Run the loop of the agent's kind over `rows`. Returns environment steps and the history of its metrics."""
     dataset = context.dataset
+    context.world.connect(agent)
+    context.world.own_random_numbers(generator)
 
     def make_market(generator: torch.Generator, compiled: bool) -> TrainingMarket:
         return TrainingMarket(
             series=dataset.series,
             rules=dataset.rules,
             rows=rows,
-            num_envs=model.num_envs,
+            num_envs=context.world.share(model.num_envs, "model.num_envs"),
             episode_bars=context.episode_bars,
             reward_scale=model.reward_scale,
             generator=generator,
@@ -85,6 +87,8 @@ def train_agent(
 
     total_env_steps = loop_env_steps(model, on_policy=on_policy_env_steps, off_policy=off_policy_env_steps)
     compiled = context.compiled
+    if compiled == "auto" and context.world.size > 1:
+        compiled = False  # each process would choose for itself
     if compiled == "auto":
         steps = model.rollout_steps if isinstance(model, PpoModel) else TIMED_STEPS
         compiled = choose_compiled(
@@ -93,7 +97,8 @@ def train_agent(
             rounds=math.ceil(total_env_steps / (steps * model.num_envs)),
             progress=context.progress,
         )
-    if compiled and isinstance(agent, PPO):  # SAC and TD3 spend their time in products: compiled they lose
+    # SAC and TD3 spend their time in products: compiled they lose. Statistics over several processes break the graph.
+    if compiled and isinstance(agent, PPO) and context.world.size == 1:
         agent.compile_losses()
     return train_in(
         make_market(generator, compiled),

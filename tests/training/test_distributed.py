@@ -1,0 +1,273 @@
+"""Several processes train one model: the ranks stay equal, and equal one process on the joined batches."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as multiprocessing
+
+from trade_agent import safe_io
+from trade_agent.agents.base import transition_batch
+from trade_agent.agents.builders import agent_from_spec
+from trade_agent.agents.normalisers import RunningMoments
+from trade_agent.agents.processes import Alone
+from trade_agent.errors import ConfigError
+from trade_agent.networks.cnn_lstm import CNNLSTM
+from trade_agent.training.checkpoint import Checkpoints
+from trade_agent.training.distributed import World
+from trade_agent.training.signals import StopFlag
+from trade_agent.training.supervised import FitSettings, fit_forecaster, make_targets, samples
+
+ROOT = Path(__file__).resolve().parents[2]
+UPDATES = 100
+
+
+def in_two_processes(work: Callable[[World], Any], folder: Path) -> list[Any]:
+    """What `work` returns in each of two ranks: nested dicts of tensors and plain values."""
+    multiprocessing.spawn(_rank, args=(work, str(folder)), nprocs=2)
+    return [safe_io.load_tensors((folder / f"{rank}.pth").read_bytes(), name="rank") for rank in range(2)]
+
+
+def _rank(rank: int, work: Callable[[World], Any], folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    (Path(folder) / f"{rank}.pth").write_bytes(safe_io.dump_tensors(work(World(rank, 2))))
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def double(module: torch.nn.Module) -> torch.nn.Module:
+    for tensor in (*module.parameters(), *module.buffers()):
+        tensor.data = tensor.data.double()
+    return module
+
+
+# ------------------------------------------------------------------------------------------------ agents
+
+OBSERVATION, ACTIONS, ROWS = 5, 2, 32
+
+
+def batches(kind: str) -> list[Any]:
+    """The same joined batches in every process, float64."""
+    generator = torch.Generator().manual_seed(7)
+
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    made = []
+    for _ in range(UPDATES):
+        if kind == "ppo":
+            batch = {
+                "observation": draw(ROWS, OBSERVATION),
+                "raw": draw(ROWS, ACTIONS),
+                "log_prob": -2.0 + 0.1 * draw(ROWS),
+                "advantage": draw(ROWS),
+                "value_target": draw(ROWS),
+            }
+            made.append(batch)
+        else:
+            made.append(
+                transition_batch(
+                    observation=draw(ROWS, OBSERVATION),
+                    action=draw(ROWS, ACTIONS).tanh(),
+                    reward=draw(ROWS),
+                    next_observation=draw(ROWS, OBSERVATION),
+                    terminated=draw(ROWS) > 1.0,
+                )
+            )
+    return made
+
+
+def noise_tape(rows: int, part: slice, seed: int) -> Callable[..., torch.Tensor]:
+    """`torch.randn_like` that reads one tape, of which each process sees its own rows."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def randn_like(like: torch.Tensor, **options: Any) -> torch.Tensor:
+        whole = torch.randn(rows, *like.shape[1:], generator=generator, dtype=torch.float64)
+        return whole[part]
+
+    return randn_like
+
+
+def train_agent(kind: str, world: World) -> dict[str, Any]:
+    torch.manual_seed(3)
+    spec = {"name": kind, "observation_dim": OBSERVATION, "action_dim": ACTIONS, "hidden_dims": [8]}
+    agent = agent_from_spec(spec | {"normalise_observation": True})
+    double(agent)
+    world.connect(agent)
+    share = ROWS // world.size
+    part = slice(world.rank * share, (world.rank + 1) * share)
+    torch.randn_like = noise_tape(ROWS, part, seed=11)
+    for batch in batches(kind):
+        own = {key: value[part] for key, value in batch.items()} if isinstance(batch, dict) else batch[part]
+        agent.observation_normaliser.update(own["observation"])
+        agent.update(own)
+    return agent.state_dict()
+
+
+def train_ppo(world: World) -> dict[str, Any]:
+    return train_agent("ppo", world)
+
+
+def train_sac(world: World) -> dict[str, Any]:
+    return train_agent("sac", world)
+
+
+def train_td3(world: World) -> dict[str, Any]:
+    return train_agent("td3", world)
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("work", [train_ppo, train_sac, train_td3])
+def test_agents_of_two_processes_are_equal_and_equal_one_on_the_joined_batches(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, work: Callable[[World], Any]
+) -> None:
+    first, second = in_two_processes(work, tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "randn_like", torch.randn_like)
+        alone = work(World())
+    assert first.keys() == alone.keys()
+    for name, value in alone.items():
+        assert torch.equal(first[name], second[name]), name
+        torch.testing.assert_close(first[name], value, rtol=1e-9, atol=1e-9, msg=name)
+
+
+# ------------------------------------------------------------------------------------------------ forecaster
+
+
+def train_forecaster(world: World) -> dict[str, Any]:
+    generator = torch.Generator().manual_seed(5)
+    close = torch.exp(0.01 * torch.randn(200, 1, generator=generator, dtype=torch.float64).cumsum(0)).numpy()
+    targets = make_targets(close, close > 0, [1, 2], range(150))
+    targets = targets._replace(returns=targets.returns.double())
+    torch.manual_seed(2)
+    network = CNNLSTM(
+        num_features=3,
+        window_bars=4,
+        num_horizons=2,
+        conv_channels=[4],
+        kernel_size=3,
+        lstm_hidden=5,
+        lstm_layers=1,
+        dropout=0.0,
+    )
+    double(network)
+    draw = torch.Generator().manual_seed(9)
+    result = fit_forecaster(
+        network,  # type: ignore[arg-type]
+        series=torch.randn(200, 1, 3, generator=generator, dtype=torch.float64),
+        targets=targets,
+        train=samples(range(5, 146), targets.valid),  # 141 samples in batches of 17: shares are not all equal
+        validation=samples(range(152, 196), targets.valid),
+        settings=FitSettings(
+            epochs=12, patience=12, batch_size=17, learning_rate=1e-2, weight_decay=1e-4, direction_weight=0.5
+        ),
+        generator=draw,
+        session=Checkpoints(None, every_seconds=1e9, stop=StopFlag(""), world=world).session("forecaster", draw),
+    )
+    return {"network": network.state_dict(), "losses": [*result.train_loss, *result.validation_loss]}
+
+
+@pytest.mark.distributed
+def test_the_forecaster_of_two_processes_equals_that_of_one(tmp_path: Path) -> None:
+    first, second = in_two_processes(train_forecaster, tmp_path)
+    alone = train_forecaster(World())
+    for name, value in alone["network"].items():
+        assert torch.equal(first["network"][name], second["network"][name]), name
+        torch.testing.assert_close(first["network"][name], value, rtol=1e-9, atol=1e-9, msg=name)
+    assert first["losses"] == second["losses"]
+    assert first["losses"] == pytest.approx(alone["losses"], rel=1e-7)
+
+
+# ------------------------------------------------------------------------------------------------ the pieces
+
+
+def test_a_number_that_cannot_be_divided_is_refused() -> None:
+    assert World(1, 4).share(8, "model.num_envs") == 2
+    with pytest.raises(ConfigError, match="model.num_envs=9 cannot be divided among 4 processes"):
+        World(1, 4).share(9, "model.num_envs")
+
+
+def test_moments_of_one_process_are_those_of_its_rows() -> None:
+    rows = torch.randn(40, 3, generator=torch.Generator().manual_seed(1)).double()
+    moments = RunningMoments(3)
+    assert isinstance(moments.processes, Alone)
+    for block in rows.split(7):
+        moments.update(block)
+    torch.testing.assert_close(moments.mean, rows.mean(0))
+    torch.testing.assert_close(moments.variance, rows.var(0, correction=0))
+
+
+# ------------------------------------------------------------------------------------------------ whole runs
+
+
+def python(*arguments: str, cwd: Path, path: str = str(ROOT)) -> subprocess.CompletedProcess[str]:
+    cwd.mkdir(exist_ok=True)
+    environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    return subprocess.run([sys.executable, *arguments], cwd=cwd, env=environment, capture_output=True, text=True)
+
+
+def weights(folder: Path) -> dict[str, str]:
+    files = sorted(folder.glob("models/*/metadata_v*.json"))
+    return {path.parent.name: json.loads(path.read_text())["weights_sha256"] for path in files}
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+def test_both_doors_give_the_same_models_and_one_writer(tmp_path: Path) -> None:
+    options = ("stage=hybrid", "model=td3", "trainer=smoke", "trainer.cross_fit_folds=0", "device=cpu")
+    door = python(str(ROOT / "train.py"), *options, "device.processes=2", cwd=tmp_path / "launch")
+    assert door.returncode == 0, door.stderr[-3000:]
+    assert door.stdout.splitlines()[-1].startswith("model_id: hybrid_v1.0.0_grade_")
+    (run,) = (tmp_path / "launch/outputs/hybrid").iterdir()
+    assert json.loads((run / "result.json").read_text())["world_size"] == 2
+    assert sorted(weights(tmp_path / "launch")) == ["cnn_lstm", "hybrid", "td3"]
+    assert len(list(tmp_path.glob("launch/models/*/metadata_v*.json"))) == 3
+
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(ROOT / "train.py"))
+    other = python(*torchrun, *options, cwd=tmp_path / "torchrun")
+    assert other.returncode == 0, other.stderr[-3000:]
+    assert weights(tmp_path / "torchrun") == weights(tmp_path / "launch")
+    assert len(list((tmp_path / "torchrun/outputs/hybrid").iterdir())) == 1
+    sweep = python(*torchrun, "-m", *options, cwd=tmp_path / "sweep")
+    assert sweep.returncode != 0
+    assert "use: python train.py -m device.processes=2 stage=hybrid" in sweep.stderr
+
+
+KILL_ONE = """
+import os, signal
+from trade_agent.training.checkpoint import Session
+
+real, left = Session.boundary, 30
+
+def boundary(self, **named):
+    global left
+    left -= 1
+    real(self, **named)
+    if left == 0 and os.environ.get("RANK") == "1" and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+        os.kill(os.getpid(), signal.SIGKILL)
+
+Session.boundary = boundary
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+def test_a_worker_that_is_killed_costs_a_restart_and_nothing_else(tmp_path: Path) -> None:
+    options = ("stage=rl", "model=sac", "trainer=smoke", "trainer.cross_fit_folds=0", "device=cpu")
+    options += ("device.processes=2", "trainer.checkpoint_seconds=0")
+    whole = python(str(ROOT / "train.py"), *options, cwd=tmp_path / "whole")
+    assert whole.returncode == 0, whole.stderr[-3000:]
+    folder, hook = tmp_path / "killed", tmp_path / "hook"
+    hook.mkdir()
+    (hook / "sitecustomize.py").write_text(KILL_ONE)  # runs in every worker, before the program
+    done = python(str(ROOT / "train.py"), *options, cwd=folder, path=f"{ROOT}:{hook}")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert weights(folder) == weights(tmp_path / "whole")

@@ -1,0 +1,119 @@
+"""`device.processes=N`: this process starts N workers of the same command, watches them, and starts them again together
+when one dies. It is what `torchrun --nproc-per-node N train.py ...` does from outside.
+
+The workers compose the config themselves, from the same overrides: no config, with what may be secret in it, is written
+for them.
+"""
+
+import contextlib
+import os
+import signal
+import socket
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from trade_agent import safe_io
+from trade_agent.config.load import conf_dir
+from trade_agent.config.quoting import quoted
+from trade_agent.config.schema import DeviceConfig
+from trade_agent.errors import ConfigError, StoppedError, TradeAgentError
+from trade_agent.training.resume import resume_command
+from trade_agent.training.signals import EXIT_CODES
+
+STOPPED = "stopped.json"  # a worker that stopped as it was told ends with 0, or it would be started again
+
+
+def is_worker() -> bool:
+    """Whether torchrun, or `launch`, started this process as one of several."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def launch(device: DeviceConfig, run_dir: Path, arguments: Sequence[str]) -> dict[str, float]:
+    """Run `train.py ARGUMENTS` in `device.processes` workers on each of `device.nodes`; the figures on validation rows.
+
+    Raises StoppedError where a signal ended the run, TradeAgentError where the workers failed more than
+    `device.max_restarts` times.
+    """
+    # A restart must find no address of the workers before it (pytorch issue 135712).
+    os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(device.threads, 1)))
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    (run_dir / STOPPED).unlink(missing_ok=True)
+    endpoint, settings = rendezvous(device)
+    config = LaunchConfig(
+        min_nodes=device.nodes,
+        max_nodes=device.nodes,
+        nproc_per_node=device.processes,
+        run_id=os.environ.get("SLURM_JOB_ID", run_dir.name),
+        rdzv_backend="c10d",
+        rdzv_endpoint=endpoint,
+        rdzv_configs={"timeout": int(device.timeout_seconds), **settings},
+        max_restarts=device.max_restarts,
+        local_addr="127.0.0.1" if device.nodes == 1 else os.environ.get("SLURMD_NODENAME"),
+        signals_to_handle="SIGTERM,SIGINT,SIGUSR1",
+        logs_specs=DefaultLogsSpecs(),
+    )
+    resumed = any(argument.startswith("resume=") for argument in arguments)
+    folder = [] if resumed else [f"hydra.run.dir={quoted(str(run_dir))}"]
+    command = [str(conf_dir().parent / "train.py"), *arguments, *folder]
+    try:
+        with handlers_restored():
+            elastic_launch(config, sys.executable)("-u", *command)
+    except SignalException as error:
+        raise stopped(run_dir, EXIT_CODES.get(error.sigval, 143), error.sigval.name) from error
+    except ChildFailedError as error:
+        message = str(error.get_first_failure()[1].message)[:300]
+        what = f"the workers failed {device.max_restarts + 1} times: {message}"
+        raise TradeAgentError(what, f"see {run_dir}/error.json; go on with: {resume_command(run_dir)}") from error
+    if (run_dir / STOPPED).exists():
+        told = safe_io.read_json(run_dir / STOPPED)
+        raise stopped(run_dir, told["exit_code"], told["signal"])
+    result = safe_io.read_json(run_dir / "result.json")
+    return dict(result.get("validation") or {result["objective"]["name"]: result["objective"]["value"]})
+
+
+def rendezvous(device: DeviceConfig) -> tuple[str, dict[str, Any]]:
+    """Where the nodes meet, and whether this one is the host. Raises ConfigError where nobody says it."""
+    if device.nodes == 1:
+        return "localhost:0", {}
+    endpoint = device.rendezvous
+    if endpoint is None:
+        raise ConfigError(f"device.nodes={device.nodes} without device.rendezvous", "name host:port of the first node")
+    host = endpoint.rsplit(":", 1)[0]
+    first = os.environ.get("SLURM_NODEID")
+    return endpoint, {"is_host": first == "0" if first else host in (socket.gethostname(), "127.0.0.1", "localhost")}
+
+
+def stopped(run_dir: Path, exit_code: int, name: str) -> StoppedError:
+    error = StoppedError(f"stopped by {name}", f"go on with: {resume_command(run_dir)}")
+    error.exit_code = exit_code
+    return error
+
+
+@contextlib.contextmanager
+def handlers_restored() -> Iterator[None]:
+    """The agent sets handlers and leaves them: the next trial of a sweep, and Ctrl-C, want those from before."""
+    before = {number: signal.getsignal(number) for number in (*EXIT_CODES, signal.SIGHUP, signal.SIGQUIT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def as_worker(run_dir: Path) -> Iterator[None]:
+    """Around the work of one of several processes: one that stopped as it was told ends well, and says so in a file."""
+    try:
+        yield
+    except StoppedError as error:
+        if os.environ.get("RANK") == "0":
+            name = error.message.removeprefix("stopped by ")
+            safe_io.write_json(run_dir / STOPPED, {"exit_code": error.exit_code, "signal": name})
+        raise SystemExit(0) from error
