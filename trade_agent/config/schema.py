@@ -281,8 +281,6 @@ class DeviceConfig:
     threads: int = number(0, 4096)
     compile: Any = choice(True, False, "auto")
     processes: int = number(1, 4096)
-    nodes: int = number(1, 4096)
-    rendezvous: str | None = None
     max_restarts: int = number(0, 1000)
     timeout_seconds: float = number(1.0, 86_400.0)
 

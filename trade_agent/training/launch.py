@@ -8,11 +8,9 @@ for them.
 import contextlib
 import os
 import signal
-import socket
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from trade_agent import safe_io
 from trade_agent.config.load import conf_dir
@@ -31,11 +29,13 @@ def is_worker() -> bool:
 
 
 def launch(device: DeviceConfig, run_dir: Path, arguments: Sequence[str]) -> dict[str, float]:
-    """Run `train.py ARGUMENTS` in `device.processes` workers on each of `device.nodes`; the figures on validation rows.
+    """Run `train.py ARGUMENTS` in `device.processes` workers; the figures on validation rows.
 
-    Raises StoppedError where a signal ended the run, TradeAgentError where the workers failed more than
+    Raises ConfigError inside a job of the SLURM launcher, StoppedError where a signal ended the run, TradeAgentError where the workers failed more than
     `device.max_restarts` times.
     """
+    if "SUBMITIT_EXECUTOR" in os.environ:  # whose signals the workers would have to know
+        raise ConfigError("device.processes is not for jobs of hydra/launcher=slurm", "use one process a job")
     # A restart must find no address of the workers before it (pytorch issue 135712).
     os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     os.environ.setdefault("OMP_NUM_THREADS", str(max(device.threads, 1)))
@@ -45,17 +45,16 @@ def launch(device: DeviceConfig, run_dir: Path, arguments: Sequence[str]) -> dic
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     (run_dir / STOPPED).unlink(missing_ok=True)
-    endpoint, settings = rendezvous(device)
     config = LaunchConfig(
-        min_nodes=device.nodes,
-        max_nodes=device.nodes,
+        min_nodes=1,
+        max_nodes=1,
         nproc_per_node=device.processes,
-        run_id=os.environ.get("SLURM_JOB_ID", run_dir.name),
+        run_id=run_dir.name,
         rdzv_backend="c10d",
-        rdzv_endpoint=endpoint,
-        rdzv_configs={"timeout": int(device.timeout_seconds), **settings},
+        rdzv_endpoint="localhost:0",
+        rdzv_configs={"timeout": int(device.timeout_seconds)},
         max_restarts=device.max_restarts,
-        local_addr="127.0.0.1" if device.nodes == 1 else os.environ.get("SLURMD_NODENAME"),
+        local_addr="127.0.0.1",
         signals_to_handle="SIGTERM,SIGINT,SIGUSR1",
         logs_specs=DefaultLogsSpecs(),
     )
@@ -76,18 +75,6 @@ def launch(device: DeviceConfig, run_dir: Path, arguments: Sequence[str]) -> dic
         raise stopped(run_dir, told["exit_code"], told["signal"])
     result = safe_io.read_json(run_dir / "result.json")
     return dict(result.get("validation") or {result["objective"]["name"]: result["objective"]["value"]})
-
-
-def rendezvous(device: DeviceConfig) -> tuple[str, dict[str, Any]]:
-    """Where the nodes meet, and whether this one is the host. Raises ConfigError where nobody says it."""
-    if device.nodes == 1:
-        return "localhost:0", {}
-    endpoint = device.rendezvous
-    if endpoint is None:
-        raise ConfigError(f"device.nodes={device.nodes} without device.rendezvous", "name host:port of the first node")
-    host = endpoint.rsplit(":", 1)[0]
-    first = os.environ.get("SLURM_NODEID")
-    return endpoint, {"is_host": first == "0" if first else host in (socket.gethostname(), "127.0.0.1", "localhost")}
 
 
 def stopped(run_dir: Path, exit_code: int, name: str) -> StoppedError:

@@ -81,9 +81,9 @@ class UnifiedTrainingManager:
     ) -> None:
         self.trial = trial
         self.world = find_world(config.device.timeout_seconds)
-        processes = config.device.processes * config.device.nodes
-        if processes > 1 and self.world.size == 1:
-            raise ConfigError(f"{processes} processes cannot be started from here", f"use: {config.command}")
+        if config.device.processes > 1 and self.world.size == 1:
+            what = f"device.processes={config.device.processes}: several processes are started by train.py"
+            raise ConfigError(what, f"run: {config.command or 'python train.py ...'}")
         self.run_dir = Path(self.world.agreed(str(run_dir or default_run_dir(config))))
         self.config = continued(config, self.run_dir) or with_run_id(config)  # a run id names one run in the registry
         self.stop = StopFlag(resume_command(self.run_dir))
