@@ -37,7 +37,7 @@ def run(cfg: DictConfig) -> dict[str, float] | None:
 
         trial = trial_of(job) if job.mode == RunMode.MULTIRUN and "study_name" in job.sweeper else None
         try:
-            return run_config(config, run_dir=run_dir, arguments=overrides, trial=trial)
+            return run_config(config, run_dir=run_dir, arguments=overrides, trial=trial).validation
         except TrialPrunedError as pruned:
             print(pruned)
             return None

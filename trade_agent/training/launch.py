@@ -28,8 +28,8 @@ def is_worker() -> bool:
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
-def launch(device: DeviceConfig, run_dir: Path, arguments: Sequence[str]) -> dict[str, float]:
-    """Run `train.py ARGUMENTS` in `device.processes` workers; the figures on validation rows.
+def launch(device: DeviceConfig, run_dir: Path, arguments: Sequence[str]) -> None:
+    """Run `train.py ARGUMENTS` in `device.processes` workers, until `result.json` is there.
 
     Raises ConfigError inside a job of the SLURM launcher, StoppedError where a signal ended the run, TradeAgentError where the workers failed more than
     `device.max_restarts` times.
@@ -73,8 +73,6 @@ def launch(device: DeviceConfig, run_dir: Path, arguments: Sequence[str]) -> dic
     if (run_dir / STOPPED).exists():
         told = safe_io.read_json(run_dir / STOPPED)
         raise stopped(run_dir, told["exit_code"], told["signal"])
-    result = safe_io.read_json(run_dir / "result.json")
-    return dict(result.get("validation") or {result["objective"]["name"]: result["objective"]["value"]})
 
 
 def stopped(run_dir: Path, exit_code: int, name: str) -> StoppedError:

@@ -448,30 +448,42 @@ class UnifiedTrainingManager:
 
 
 def run_config(
-    config: TrainingConfig, *, run_dir: Path, arguments: Sequence[str], trial: StudyTrial | None = None
-) -> dict[str, float]:
+    config: TrainingConfig,
+    *,
+    run_dir: Path,
+    arguments: Sequence[str],
+    trial: StudyTrial | None = None,
+    quiet: bool = False,
+) -> TrainingResult | ReferenceResult:
     """What `train.py ARGUMENTS` does with its config: train here, as one of several workers, or start these.
 
-    Prints the line that names the result. Returns the figures on validation rows.
+    Prints the line that names the result.
     """
     if not is_worker() and config.device.processes > 1:
-        return launch(config.device, run_dir, arguments)  # the first worker prints
+        launch(config.device, run_dir, arguments)
+        return read_result(run_dir)  # whose line the first worker has printed
     with as_worker(run_dir) if is_worker() else contextlib.nullcontext():
-        manager = UnifiedTrainingManager(config, run_dir=run_dir, trial=trial)
+        manager = UnifiedTrainingManager(config, run_dir=run_dir, trial=trial, quiet=quiet)
         result = manager.run()
     if manager.world.main:
         print(result.headline)
     manager.world.leave()
-    return result.validation
+    return result
 
 
-def resume_run(run_dir: Path) -> dict[str, float]:
+def read_result(run_dir: Path) -> TrainingResult | ReferenceResult:
+    """What another process has written to `result.json`."""
+    values = safe_io.read_json(run_dir / "result.json")
+    return TrainingResult(**values) if "model_id" in values else ReferenceResult(**values)
+
+
+def resume_run(run_dir: Path, *, quiet: bool = False) -> TrainingResult | ReferenceResult:
     """Go on with the unfinished run in a folder: registered stages are found, the one under way goes on from its newest
     checkpoint. Raises ConfigError where there is no such run."""
     run_dir = run_dir.resolve()
     config = stored_config(run_dir)
     with where_it_began(run_dir):
-        return run_config(config, run_dir=run_dir, arguments=[f"resume={run_dir}"])
+        return run_config(config, run_dir=run_dir, arguments=[f"resume={run_dir}"], quiet=quiet)
 
 
 def trial_of(model: ModelMetadata) -> tuple[str, int]:
