@@ -31,8 +31,8 @@ def is_worker() -> bool:
 def launch(device: DeviceConfig, run_dir: Path, arguments: Sequence[str]) -> None:
     """Run `train.py ARGUMENTS` in `device.processes` workers, until `result.json` is there.
 
-    Raises ConfigError inside a job of the SLURM launcher, StoppedError where a signal ended the run, TradeAgentError where the workers failed more than
-    `device.max_restarts` times.
+    Raises ConfigError inside a job of the SLURM launcher, StoppedError where a signal ended the run, TradeAgentError
+    where the workers failed more than `device.max_restarts` times.
     """
     if "SUBMITIT_EXECUTOR" in os.environ:  # whose signals the workers would have to know
         raise ConfigError("device.processes is not for jobs of hydra/launcher=slurm", "use one process a job")
