@@ -183,7 +183,7 @@ def list_models(
     registry = open_registry(models_dir)
     records = registry.list(model_type, include_archived=archived, until=event)
     if as_json:
-        print_json([dataclasses.asdict(record) for record in records])
+        print_json([record.to_dict() for record in records])
         return
     if not records:
         print(f"no models in {models_dir}; train one: trade-agent train hybrid")

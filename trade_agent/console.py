@@ -8,10 +8,6 @@ import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from hydra.errors import HydraException
-from omegaconf.errors import OmegaConfBaseException
-
-from trade_agent.config.load import explain
 from trade_agent.errors import ConfigError, StoppedError, TradeAgentError
 
 EXIT_OK, EXIT_FAILED, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 0, 1, 2, 130
@@ -29,8 +25,6 @@ def exit_code_of(run: Callable[[], object]) -> int:
         run()
     except TradeAgentError as error:
         return report(error)
-    except (HydraException, OmegaConfBaseException) as error:
-        return report(explain(error))
     except BrokenPipeError:
         # The reader of our output went away (`| head`): nobody is there to be told, but what was asked for is not done.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -41,10 +35,22 @@ def exit_code_of(run: Callable[[], object]) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
-    except Exception:
-        traceback.print_exc()
-        return EXIT_FAILED
+    except Exception as error:
+        return _report_other(error)
     return EXIT_OK
+
+
+def _report_other(error: Exception) -> int:
+    """Report an error of Hydra, or a defect. Hydra is imported here: commands that need no config start without it."""
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    from trade_agent.config.load import explain
+
+    if isinstance(error, HydraException | OmegaConfBaseException):
+        return report(explain(error))
+    traceback.print_exception(error)
+    return EXIT_FAILED
 
 
 @contextlib.contextmanager

@@ -116,6 +116,7 @@ def views(draw):
         records[identifier] = ModelRecord(
             id=identifier, type=model_type, version=f"1.0.{number}", grade="B", state="active",
             created=(NOW - age).isoformat(), objective=Objective(name="sharpe", value=value, direction="max"),
+            study=draw(st.sampled_from(["", "", "first", "second"])),
             parents=draw(st.lists(st.sampled_from(sorted(records)), unique=True, max_size=2)) if records else [],
             file="", file_sha256="", weights_sha256="", metadata_sha256="",
         )  # fmt: skip
@@ -134,7 +135,9 @@ def test_prune_takes_what_no_rule_keeps_and_nothing_else(view, keep_best, keep_l
         kept |= {record.id for record in line[max(len(line) - keep_last, 0) :]}
         valued = [record for record in line if record.objective.value is not None]
         valued.sort(key=lambda record: (record.objective.value, record.number), reverse=True)
-        kept |= {record.id for record in valued[:keep_best]}
+        for study in ("first", "second", None):
+            of_study = [record for record in valued if study in (None, record.study)]
+            kept |= {record.id for record in of_study[:keep_best]}
     young = NOW - datetime.timedelta(days=min_age_days)
     kept |= {key for key, record in view.records.items() if datetime.datetime.fromisoformat(record.created) > young}
     parents = {key: set(record.parents) for key, record in view.records.items()}

@@ -60,6 +60,19 @@ def test_archive_and_restore_leave_every_byte_and_the_id(registry, family):
     assert verify(registry.root) == []
 
 
+def test_what_is_archived_or_active_already_stays_so_without_an_event(registry, family):
+    hybrid = family["hybrid"]
+    registry.restore([hybrid])
+    assert registry.history() == ()
+    registry.archive([hybrid])
+    assert registry.archive([hybrid]) == (hybrid,)
+    assert [event["type"] for event in registry.history()] == ["archive"]
+    registry.restore([hybrid])
+    assert registry.restore([hybrid]) == (hybrid,)
+    assert [event["type"] for event in registry.history()] == ["archive", "restore"]
+    assert states(registry)[hybrid] == "active"
+
+
 def test_a_number_is_not_used_again_while_its_model_is_archived_or_purged(registry, make_draft):
     first = registry.register(**make_draft(seed=1))
     registry.archive([first.model_id])

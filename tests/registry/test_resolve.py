@@ -26,7 +26,7 @@ def record(
     identifier = model_id(model_type, Version.parse(version), PerformanceGrade(grade), token)
     return ModelRecord(
         id=identifier, type=model_type, version=version, grade=grade, state=state, created="", parents=[], file="",
-        objective=Objective(name=name, value=value, direction=direction), file_sha256="1" * 64,
+        objective=Objective(name=name, value=value, direction=direction), study="", file_sha256="1" * 64,
         weights_sha256=digest.ljust(64, "0"), metadata_sha256="2" * 64,
     )  # fmt: skip
 

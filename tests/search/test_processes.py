@@ -14,6 +14,7 @@ import pytest
 from optuna.trial import TrialState
 
 from trade_agent.search.studies import create_study, load_study, open_storage
+from trade_agent.training.model_registry import ModelRegistry
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = (
@@ -44,7 +45,7 @@ def test_two_sweeps_at_once_share_the_trials_of_one_new_study(tmp_path: Path) ->
         assert sweep.returncode == 0, output
     trials = study(tmp_path).trials
     assert [trial.state for trial in trials] == [TrialState.COMPLETE] * 4
-    assert len(list((tmp_path / "models/cnn_lstm").glob("metadata_v*.json"))) == 4
+    assert [record.study for record in ModelRegistry(tmp_path / "models").list("cnn_lstm")] == ["cnn_lstm"] * 4
 
 
 @pytest.mark.slow

@@ -114,7 +114,7 @@ def restore(
 
 @registry_app.command()
 def prune(
-    keep_best: Annotated[int, typer.Option(help="Of each type, by validation objective.", min=0)] = 3,
+    keep_best: Annotated[int, typer.Option(help="Of each type and of each search, by validation score.", min=0)] = 3,
     keep_last: Annotated[int, typer.Option(help="Of each type, by version.", min=0)] = 3,
     min_age_days: Annotated[float, typer.Option(help="Younger models stay.", min=0.0)] = 7.0,
     yes: Annotated[bool, typer.Option("--yes", help="Do it; without this the plan is shown.")] = False,

@@ -56,11 +56,12 @@ def archive(layout: Layout, wanted: Sequence[str], *, cascade: bool) -> list[str
 
 
 def _archive_one(layout: Layout, record: ModelRecord) -> None:
-    append_event(layout, "archive", record.id)
+    if record.state != ARCHIVED:  # or an earlier archiving was cut off: its files go now
+        append_event(layout, "archive", record.id)
     if network_file_system(layout.root):
         time.sleep(NETWORK_GRACE_SECONDS)
     view = changeable_view(layout)
-    if view.states.get(record.id) != ARCHIVED:
+    if not _is(view, record.id, ARCHIVED):
         raise RegistryError(f"{record.id} was restored or given an alias meanwhile", "see trade-agent registry log")
     late = relatives(view, record.id, down=True, states=(ACTIVE,))
     if late:
@@ -80,8 +81,9 @@ def restore(layout: Layout, wanted: Sequence[str], *, cascade: bool) -> list[str
         if view.records[identifier].state == PURGED:
             raise RegistryError(f"{identifier} was purged: only its metadata is left", "train it again: see reproduce")
     for identifier in chosen:
-        append_event(layout, "restore", identifier)
-        if read_view(layout).states.get(identifier) != ACTIVE:
+        if view.records[identifier].state != ACTIVE:
+            append_event(layout, "restore", identifier)
+        if not _is(read_view(layout), identifier, ACTIVE):
             raise RegistryError(f"{identifier} was purged meanwhile", "train it again: see reproduce")
         settle(layout, view.records[identifier], ACTIVE)
         confirm_parents(layout, identifier)
@@ -142,6 +144,11 @@ def with_relatives(view: View, wanted: Sequence[str], *, cascade: bool, down: bo
         listed = ", ".join(others[:10])
         raise RegistryError(f"{wanted[0]} {relation}: {listed}", "name these too, or use --cascade")
     return list(TopologicalSorter(edges).static_order())
+
+
+def _is(view: View, identifier: str, state: str) -> bool:
+    record = view.records.get(identifier)
+    return record is not None and record.state == state
 
 
 def relatives(view: View, identifier: str, *, down: bool, states: Iterable[str]) -> list[str]:

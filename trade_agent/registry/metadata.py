@@ -11,7 +11,7 @@ from typing import Any
 from trade_agent import safe_io
 from trade_agent.errors import RegistryError, UnsafeFileError
 
-SCHEMA = 1
+SCHEMA = 2
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -76,7 +76,8 @@ class ModelMetadata:
     """Everything about one model version, in plain values.
 
     ``metrics`` and ``baselines`` are measured on the test rows; None stands for a number that is not finite.
-    ``files`` maps a file name beside the metadata to its digest. ``created`` is an ISO time in UTC.
+    ``files`` maps a file name beside the metadata to its digest. ``created`` is an ISO time in UTC. ``study`` is the
+    search that the run was a trial of, or empty.
     """
 
     model_id: str
@@ -97,6 +98,7 @@ class ModelMetadata:
     config_hash: str
     seed: int
     run_id: str
+    study: str
     trainer_profile: str
     files: dict[str, FileInfo]
     weights_sha256: str

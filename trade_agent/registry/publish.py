@@ -15,13 +15,12 @@ import os
 import re
 import socket
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from trade_agent import safe_io
 from trade_agent.errors import RegistryError
+from trade_agent.registry.drafts import Draft
 from trade_agent.registry.layout import Layout, link_new, names
 from trade_agent.registry.metadata import ModelMetadata
 from trade_agent.registry.naming import file_names, metadata_file
@@ -34,24 +33,6 @@ POLL_SECONDS = 0.02
 RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.=,+-]{0,127}")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Draft:
-    """A model without its number. ``describe`` makes the metadata once the number is known.
-
-    ``files`` maps the roles model, preprocessor and config to their bytes. ``sign`` makes the signature of the metadata
-    of a version, None where the registry does not sign.
-    """
-
-    model_type: str
-    run_id: str
-    contract_hash: str
-    recipe_hash: str
-    at_least: str | None
-    files: dict[str, bytes]
-    describe: Callable[[NextVersion], ModelMetadata]
-    sign: Callable[[bytes, str], bytes] | None = None
-
-
 def publish(layout: Layout, draft: Draft) -> ModelMetadata:
     """Register a draft, or return what its run has registered before.
 
@@ -59,11 +40,12 @@ def publish(layout: Layout, draft: Draft) -> ModelMetadata:
         RegistryError: the asked bump is too low, or another process gave this attempt up (it can simply be repeated).
         OSError: the disk failed; nothing became visible.
     """
-    if not RUN_ID.fullmatch(draft.run_id):
-        raise RegistryError(f"the run id {draft.run_id!r} cannot be a file name", "use letters, digits, '_', '.', '-'")
-    earlier, _ = registered_run(layout, draft.model_type, draft.run_id)
+    model_type, run_id = draft.metadata.model_type, draft.metadata.run_id
+    if not RUN_ID.fullmatch(run_id):
+        raise RegistryError(f"the run id {run_id!r} cannot be a file name", "use letters, digits, '_', '.', '-'")
+    earlier, _ = registered_run(layout, model_type, run_id)
     if earlier is not None:
-        layout.sync(layout.folder(draft.model_type))  # the wait for the disk may be what failed the first time
+        layout.sync(layout.folder(model_type))  # the wait for the disk may be what failed the first time
         return earlier
     with layout.scratch() as scratch:
         for role, data in draft.files.items():
@@ -72,34 +54,36 @@ def publish(layout: Layout, draft: Draft) -> ModelMetadata:
         earlier = _claim_run(layout, draft, scratch / "claim")
         if earlier is not None:
             return earlier
-        metadata = draft.describe(following)
+        compared = following.compared_with
+        metadata = draft.numbered(following, find_metadata(layout, model_type, compared) if compared else None)
         if _commit(layout, draft, metadata, scratch):
             return metadata
-    earlier, _ = registered_run(layout, draft.model_type, draft.run_id)
+    earlier, _ = registered_run(layout, model_type, run_id)
     if earlier is not None:
         return earlier
     raise RegistryError(
-        f"registration of {draft.model_type} {following.version} was fenced: another process declared it abandoned",
+        f"registration of {model_type} {following.version} was fenced: another process declared it abandoned",
         "register again",
     )
 
 
 def _claim_number(layout: Layout, draft: Draft, scratch: Path) -> NextVersion:
     """Claim the next free number; a lost race starts anew, because the winner may have the same contract."""
-    claims = layout.claims(draft.model_type)
+    model = draft.metadata
+    claims = layout.claims(model.model_type)
     while True:
         following = next_version(
-            _used(layout, draft.model_type),
-            lambda version: line_hashes(layout, draft.model_type, version),
-            contract_hash=draft.contract_hash,
-            recipe_hash=draft.recipe_hash,
+            _used(layout, model.model_type),
+            lambda version: line_hashes(layout, model.model_type, version),
+            contract_hash=model.contract_hash,
+            recipe_hash=model.recipe_hash,
             at_least=draft.at_least,
         )
         claim = {
             "version": str(following.version),
-            "contract_hash": draft.contract_hash,
-            "recipe_hash": draft.recipe_hash,
-            "run_id": draft.run_id,
+            "contract_hash": model.contract_hash,
+            "recipe_hash": model.recipe_hash,
+            "run_id": model.run_id,
             "host": socket.gethostname(),
             "pid": os.getpid(),
         }
@@ -170,9 +154,9 @@ def find_metadata(layout: Layout, model_type: str, version: Version) -> ModelMet
 
 
 def _commit(layout: Layout, draft: Draft, metadata: ModelMetadata, scratch: Path) -> bool:
-    folder = layout.folder(draft.model_type)
+    folder = layout.folder(draft.metadata.model_type)
     final = file_names(metadata.model_id, metadata.version)
-    claims = layout.claims(draft.model_type)
+    claims = layout.claims(draft.metadata.model_type)
     for role in draft.files:
         if not link_new(scratch / role, folder / final[role]):
             raise RegistryError(f"{folder / final[role]} exists, although its number was free", "move it away")
@@ -197,10 +181,10 @@ def _run_file(run_id: str, attempt: int) -> str:
 def _claim_run(layout: Layout, draft: Draft, claim: Path) -> ModelMetadata | None:
     """Enter the run as registered by this claim; the metadata of another process that did so before."""
     while True:
-        earlier, attempt = registered_run(layout, draft.model_type, draft.run_id)
+        earlier, attempt = registered_run(layout, draft.metadata.model_type, draft.metadata.run_id)
         if earlier is not None:
             return earlier
-        if link_new(claim, layout.claims(draft.model_type) / _run_file(draft.run_id, attempt)):
+        if link_new(claim, layout.claims(draft.metadata.model_type) / _run_file(draft.metadata.run_id, attempt)):
             return None
 
 

@@ -115,6 +115,7 @@ def _from_registry(
         recipe=_without(model.recipe, ADDED_BY_REGISTER["recipe"]) | {"origin": origin},
         seed=model.seed,
         run_id=_run_id(origin),
+        study=model.study,
         trainer_profile=model.trainer_profile,
         environment=model.environment,
         command=model.command,

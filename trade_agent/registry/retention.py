@@ -10,8 +10,9 @@ from trade_agent.registry.snapshot import ACTIVE, ModelRecord, View
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PrunePolicy:
-    """What stays, for each model type: the ``keep_best`` by validation objective, the ``keep_last`` versions, and what
-    is younger than ``min_age_days``. What has an alias, and what a model that stays was built on, stays always."""
+    """What stays: of each model type the ``keep_best`` by validation objective and the ``keep_last`` versions, of each
+    search the ``keep_best``, and what is younger than ``min_age_days``. What has an alias, and what a model that stays
+    was built on, stays always."""
 
     keep_best: int = 3
     keep_last: int = 3
@@ -38,6 +39,8 @@ def prune_plan(view: View, policy: PrunePolicy, *, sizes: Mapping[str, int], now
         best = ranked(last)
         kept.update(record.id for record in [*last[: policy.keep_last], *best[: policy.keep_best]])
         order = {record.id: place for place, record in enumerate(best, start=1)}
+        for study in {record.study for record in best if record.study}:
+            kept.update([record.id for record in best if record.study == study][: policy.keep_best])
         places |= {record.id: (order.get(record.id, 0), place) for place, record in enumerate(last, start=1)}
     kept.update(key for key, record in active.items() if _age_days(record, now) < policy.min_age_days)
     pending = list(kept)

@@ -20,7 +20,7 @@ from trade_agent.registry.naming import MODEL_TYPES, metadata_file
 from trade_agent.registry.versions import Version
 
 log = logging.getLogger(__name__)
-FORMAT = 2
+FORMAT = 3
 REFRESH_SECONDS, REFRESH_CHANGES = 5.0, 200
 ACTIVE, ARCHIVED, PURGED = "active", "archived", "purged"
 TOMBSTONE = safe_io.canonical_json({"state": "abandoned"})  # where the metadata of a number that was given up would be
@@ -41,6 +41,7 @@ class ModelRecord:
     state: str
     created: str
     objective: Objective
+    study: str
     parents: list[str]
     file: str
     file_sha256: str
@@ -138,6 +139,7 @@ def record_of(metadata: ModelMetadata, *, metadata_sha256: str, archived: bool) 
         state=ARCHIVED if archived else ACTIVE,
         created=metadata.created,
         objective=metadata.objective,
+        study=metadata.study,
         parents=[parent.id for parent in metadata.parents],
         file=f"{folder}/{model_file}",
         file_sha256=metadata.files[model_file].sha256,

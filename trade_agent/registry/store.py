@@ -1,7 +1,6 @@
 """The model registry: register, find, load and name model versions in a folder of plain files."""
 
 import datetime
-import json
 import os
 import posixpath
 from collections.abc import Callable, Mapping, Sequence
@@ -15,6 +14,7 @@ from trade_agent.evaluation.grading import GradeDecision, GradePolicy, Performan
 from trade_agent.evaluation.grading import grade as decide_grade
 from trade_agent.registry import lifecycle
 from trade_agent.registry import resolve as references
+from trade_agent.registry.drafts import Draft, full_contract, full_recipe, known_grade
 from trade_agent.registry.environment import describe_environment
 from trade_agent.registry.events import append_event, event_file, event_numbers, read_event
 from trade_agent.registry.garbage import collect
@@ -31,8 +31,8 @@ from trade_agent.registry.metadata import (
     finite,
     plain_hash,
 )
-from trade_agent.registry.naming import METADATA_FILE, MODEL_ID, check_model_type, file_names, metadata_file, model_id
-from trade_agent.registry.publish import Draft, find_metadata, publish
+from trade_agent.registry.naming import METADATA_FILE, MODEL_ID, check_model_type, file_names, metadata_file
+from trade_agent.registry.publish import publish
 from trade_agent.registry.retention import PruneItem, PrunePolicy, prune_plan
 from trade_agent.registry.signing import Signing, signature_file
 from trade_agent.registry.snapshot import (
@@ -45,9 +45,7 @@ from trade_agent.registry.snapshot import (
     refresh,
     write_snapshot,
 )
-from trade_agent.registry.versions import NextVersion, Version, differing_keys
 
-CHECKPOINT_SCHEMA = 1
 DURABILITIES = ("full", "relaxed")
 
 
@@ -114,6 +112,7 @@ class ModelRegistry:
         seed: int,
         run_id: str,
         trainer_profile: str,
+        study: str = "",
         environment: Mapping[str, str] | None = None,
         command: str = "",
         bump: str | None = None,
@@ -137,6 +136,7 @@ class ModelRegistry:
                 and the fitted preprocessor are added to it.
             run_id: names the run; registering the same type again under it returns the first version. A run that
                 registers several models of one type adds a suffix.
+            study: the search that the run is a trial of, if any; each one's best models survive ``prune``.
             environment: from ``describe_environment`` at the start of the run; taken now where None.
             bump: least change of version: patch, minor or major. Lower than the computed one is refused.
 
@@ -147,89 +147,58 @@ class ModelRegistry:
         check_model_type(model_type)
         check_config(dict(config), name="the configuration")
         safe_io.load_arrays(preprocessor, name="the preprocessor")
-        grade = _grade(grade)
-        try:
-            model = safe_io.dump_tensors(dict(state))
-            files = {"model": model, "preprocessor": preprocessor, "config": safe_io.canonical_json(dict(config))}
-            full_contract: dict[str, Any] = dict(contract) | {
-                "checkpoint_schema": CHECKPOINT_SCHEMA,
-                "state_layout": safe_io.layout_sha256(dict(state)),
-                "preprocessor_contract": preprocessor_info.contract_hash,
-                "parents": sorted(_generation(parent) for parent in parents),
-            }
-            full_recipe = dict(recipe) | {
-                "data": finite(plain_fields(data)),
-                "preprocessor": preprocessor_info.content_hash,
-                "parents": sorted(f"{parent.role}:{parent.id}:{parent.weights_sha256}" for parent in parents),
-            }
-            full_contract, full_recipe = json.loads(safe_io.canonical_json([full_contract, full_recipe]))
-            contract_hash, recipe_hash = plain_hash(full_contract), plain_hash(full_recipe)
-        except ValueError as error:
-            raise RegistryError(f"{model_type} cannot be stored: {error}", "pass plain values and tensors") from error
         self.signing.check(self.root, writes=True)
         for parent in parents:
             self._check_parent(parent)
-        draft_metadata = ModelMetadata(
-            model_id="",
-            model_type=model_type,
-            version="",
-            grade=grade.value,
-            grade_decision=finite(dict(grade_decision)),
-            objective=replace(objective, value=finite(objective.value)),
-            metrics=finite(dict(metrics)),
-            baselines=finite(dict(baselines)),
-            parents=list(parents),
-            preprocessor=preprocessor_info,
-            data=data,
-            contract=full_contract,
-            contract_hash=contract_hash,
-            recipe=full_recipe,
-            recipe_hash=recipe_hash,
-            config_hash=safe_io.sha256_bytes(files["config"]),
-            seed=seed,
-            run_id=run_id,
-            trainer_profile=trainer_profile,
-            files={},
-            weights_sha256=safe_io.weights_sha256(dict(state)),
-            created="",
-            environment=dict(environment or describe_environment()),
-            command=command,
-            bump=Bump(level="", reason="", compared_with=None, differing_keys=[]),
-            tags=list(tags),
-            notes=notes,
+        try:
+            files = {
+                "model": safe_io.dump_tensors(dict(state)),
+                "preprocessor": preprocessor,
+                "config": safe_io.canonical_json(dict(config)),
+            }
+            whole_contract = full_contract(contract, state=state, preprocessor=preprocessor_info, parents=parents)
+            whole_recipe = full_recipe(recipe, data=data, preprocessor=preprocessor_info, parents=parents)
+        except ValueError as error:
+            raise RegistryError(f"{model_type} cannot be stored: {error}", "pass plain values and tensors") from error
+        draft = Draft(
+            metadata=ModelMetadata(
+                model_id="",
+                model_type=model_type,
+                version="",
+                grade=known_grade(grade).value,
+                grade_decision=finite(dict(grade_decision)),
+                objective=replace(objective, value=finite(objective.value)),
+                metrics=finite(dict(metrics)),
+                baselines=finite(dict(baselines)),
+                parents=list(parents),
+                preprocessor=preprocessor_info,
+                data=data,
+                contract=whole_contract,
+                contract_hash=plain_hash(whole_contract),
+                recipe=whole_recipe,
+                recipe_hash=plain_hash(whole_recipe),
+                config_hash=safe_io.sha256_bytes(files["config"]),
+                seed=seed,
+                run_id=run_id,
+                study=study,
+                trainer_profile=trainer_profile,
+                files={},
+                weights_sha256=safe_io.weights_sha256(dict(state)),
+                created="",
+                environment=dict(environment or describe_environment()),
+                command=command,
+                bump=Bump(level="", reason="", compared_with=None, differing_keys=[]),
+                tags=list(tags),
+                notes=notes,
+            ),
+            metric_token=metric_token,
+            at_least=bump,
+            files=files,
+            sign=None if self.signing.mode == "off" else self.signing.sign,
         )
-
-        def describe(following: NextVersion) -> ModelMetadata:
-            identifier = model_id(model_type, following.version, grade, metric_token)
-            names = file_names(identifier, following.version)
-            metadata = replace(
-                draft_metadata,
-                model_id=identifier,
-                version=str(following.version),
-                files={names[role]: _file_info(content) for role, content in files.items()},
-                created=datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds"),
-                bump=self._bump(draft_metadata, following),
-            )
-            # Read back, so that the caller gets what later readers get, and a wrong type shows now.
-            return ModelMetadata.from_json(metadata.to_json(), name=f"the metadata of {identifier}")
-
-        # Whatever is wrong with the draft shows here, before a number is used up.
-        describe(NextVersion(Version(1, 0, 0), "major", "", None))
         with storage_errors(f"registering a {model_type} model in {self.root}"):
             self.layout.prepare()
-            metadata = publish(
-                self.layout,
-                Draft(
-                    model_type=model_type,
-                    run_id=run_id,
-                    contract_hash=contract_hash,
-                    recipe_hash=recipe_hash,
-                    at_least=bump,
-                    files=files,
-                    describe=describe,
-                    sign=None if self.signing.mode == "off" else self.signing.sign,
-                ),
-            )
+            metadata = publish(self.layout, draft)
         refresh(self.layout)
         if parents:
             with storage_errors(f"checking the parents of {metadata.model_id}"):
@@ -519,25 +488,6 @@ class ModelRegistry:
         if (record.metadata_sha256, record.weights_sha256) != (parent.metadata_sha256, parent.weights_sha256):
             raise RegistryError(f"the parent {parent.id} is not what was pinned", "pin it again and train on it")
 
-    def _bump(self, draft: ModelMetadata, following: NextVersion) -> Bump:
-        compared = following.compared_with
-        old = find_metadata(self.layout, draft.model_type, compared) if compared else None
-        keys: Sequence[str] = []
-        if old is not None:
-            before = {"contract": old.contract, "recipe": old.recipe}
-            keys = differing_keys(before, {"contract": draft.contract, "recipe": draft.recipe})
-        return Bump(
-            level=following.level,
-            reason=following.reason,
-            compared_with=str(compared) if compared else None,
-            differing_keys=[*keys],
-        )
-
-
-def plain_fields(data: DataInfo) -> dict[str, Any]:
-    """The fields of ``data`` as plain values."""
-    return {"fingerprint": data.fingerprint, "symbols": data.symbols, "source": data.source, "splits": data.splits}
-
 
 def checked(path: Path, data: bytes, expected: FileInfo) -> bytes:
     """Return the content of a file when its digest is the expected one, else raise RegistryError."""
@@ -546,23 +496,6 @@ def checked(path: Path, data: bytes, expected: FileInfo) -> bytes:
         found = f"sha256 {digest} ({len(data)} bytes), recorded {expected.sha256} ({expected.size} bytes)"
         raise RegistryError(f"{path} was altered: {found}", "restore it from a backup")
     return data
-
-
-def _file_info(content: bytes) -> FileInfo:
-    return FileInfo(sha256=safe_io.sha256_bytes(content), size=len(content))
-
-
-def _grade(grade: PerformanceGrade | str) -> PerformanceGrade:
-    try:
-        return PerformanceGrade(grade)
-    except ValueError as error:
-        known = ", ".join(each.value for each in PerformanceGrade)
-        raise RegistryError(f"{grade!r} is not a grade", f"use one of {known}") from error
-
-
-def _generation(parent: Parent) -> str:
-    """A parent as a child's consumer sees it: another major has another contract."""
-    return f"{parent.role}:{parent.id.split('_v')[0]}@{Version.parse(parent.version).major}"
 
 
 def _walk(start: str, edges: Sequence[tuple[str, str, str]], *, down: bool) -> tuple[LineageLink, ...]:

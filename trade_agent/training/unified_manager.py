@@ -393,6 +393,7 @@ class UnifiedTrainingManager:
             },
             seed=config.seed,
             run_id=f"{config.run_id}-{planned.key}",
+            study=self.trial.study.study_name if self.trial is not None and planned is plan.target else "",
             trainer_profile=config.trainer.name,
             environment=self.environment,
             command=config.command,
