@@ -80,6 +80,7 @@ def test_only_distinct_bars_are_encoded_and_gradient_flows(forecaster, series):
     t = torch.tensor([30, 12, 30, 30, 12])
     encoding = encoder.encode(t)
     assert encoding.bars.tolist() == [12, 30]
+    assert encoding.counts.tolist() == [2, 3]
     assert encoding.forecast.direction_logit.shape == (2, ASSETS, HORIZONS)
     assert_close(encoding.observation[0], encoder(torch.tensor([30]))[0], atol=1e-6, rtol=0.0)
     assert_close(encoding.observation[1], encoder(torch.tensor([12]))[0], atol=1e-6, rtol=0.0)

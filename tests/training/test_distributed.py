@@ -1,10 +1,13 @@
 """Several processes train one model: the ranks stay equal, and equal one process on the joined batches."""
 
+import contextlib
+import dataclasses
+import functools
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +21,21 @@ from trade_agent.agents.base import transition_batch
 from trade_agent.agents.builders import agent_from_spec
 from trade_agent.agents.normalisers import RunningMoments
 from trade_agent.agents.processes import Alone
+from trade_agent.config.load import compose_config, load_config
+from trade_agent.config.schema import EnsembleModel
 from trade_agent.errors import ConfigError
 from trade_agent.networks.cnn_lstm import CNNLSTM
 from trade_agent.training.checkpoint import Checkpoints
+from trade_agent.training.dataset import build_dataset, load_data
 from trade_agent.training.distributed import World
+from trade_agent.training.models import Forecaster
+from trade_agent.training.progress import ProgressReporter
 from trade_agent.training.signals import StopFlag
+from trade_agent.training.stages.context import StageContext
+from trade_agent.training.stages.ensemble import train_gate
+from trade_agent.training.stages.hybrid import JointLearner
 from trade_agent.training.supervised import FitSettings, fit_forecaster, make_targets, samples
+from trade_agent.training.unified_manager import grading_policy
 
 ROOT = Path(__file__).resolve().parents[2]
 UPDATES = 100
@@ -85,15 +97,22 @@ def batches(kind: str) -> list[Any]:
     return made
 
 
-def noise_tape(rows: int, part: slice, seed: int) -> Callable[..., torch.Tensor]:
-    """`torch.randn_like` that reads one tape, of which each process sees its own rows."""
-    generator = torch.Generator().manual_seed(seed)
+@contextlib.contextmanager
+def noise_tape(part: slice) -> Iterator[None]:
+    """`torch.randn_like` reads one tape, of which each process sees its own rows."""
+    generator = torch.Generator().manual_seed(11)
 
     def randn_like(like: torch.Tensor, **options: Any) -> torch.Tensor:
-        whole = torch.randn(rows, *like.shape[1:], generator=generator, dtype=torch.float64)
-        return whole[part]
+        return torch.randn(ROWS, *like.shape[1:], generator=generator, dtype=torch.float64)[part]
 
-    return randn_like
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "randn_like", randn_like)
+        yield
+
+
+def own_rows(world: World) -> slice:
+    share = ROWS // world.size
+    return slice(world.rank * share, (world.rank + 1) * share)
 
 
 def train_agent(kind: str, world: World) -> dict[str, Any]:
@@ -102,41 +121,111 @@ def train_agent(kind: str, world: World) -> dict[str, Any]:
     agent = agent_from_spec(spec | {"normalise_observation": True})
     double(agent)
     world.connect(agent)
-    share = ROWS // world.size
-    part = slice(world.rank * share, (world.rank + 1) * share)
-    torch.randn_like = noise_tape(ROWS, part, seed=11)
-    for batch in batches(kind):
-        own = {key: value[part] for key, value in batch.items()} if isinstance(batch, dict) else batch[part]
-        agent.observation_normaliser.update(own["observation"])
-        agent.update(own)
+    part = own_rows(world)
+    with noise_tape(part):
+        for batch in batches(kind):
+            own = {key: value[part] for key, value in batch.items()} if isinstance(batch, dict) else batch[part]
+            agent.observation_normaliser.update(own["observation"])
+            agent.update(own)
     return agent.state_dict()
 
 
-def train_ppo(world: World) -> dict[str, Any]:
-    return train_agent("ppo", world)
+# ------------------------------------------------------------------------------------------------ hybrid
+
+BARS, ACCOUNT = 400, 3
 
 
-def train_sac(world: World) -> dict[str, Any]:
-    return train_agent("sac", world)
+def train_hybrid(kind: str, world: World) -> dict[str, Any]:
+    """Joint training on batches of bars, some of which are in both halves of a batch."""
+    generator = torch.Generator().manual_seed(5)
+    torch.manual_seed(2)
+    spec = {"num_features": 3, "window_bars": 4, "num_horizons": 2, "conv_channels": [4], "kernel_size": 3}
+    spec |= {"lstm_hidden": 5, "lstm_layers": 1, "dropout": 0.0}
+    network = CNNLSTM(**spec)
+    double(network).eval()
+    width = network.feature_dim + network.num_features + ACCOUNT
+    agent = agent_from_spec({"name": kind, "observation_dim": width, "action_dim": 1, "hidden_dims": [8]})
+    double(agent)
+    world.connect(agent)
+    close = torch.exp(0.01 * torch.randn(BARS, 1, generator=generator, dtype=torch.float64).cumsum(0)).numpy()
+    targets = make_targets(close, close > 0, [1, 2], range(BARS - 50))
+    learner = JointLearner(
+        agent,
+        Forecaster(network, spec, (1, 2), targets.scale),
+        features=torch.randn(BARS, 1, 3, generator=generator, dtype=torch.float64),
+        targets=targets._replace(returns=targets.returns.double()),
+        label_stop=BARS - 100,  # the labels of later bars do not count
+        forecast_loss_weight=0.5,
+        direction_loss_weight=0.5,
+        learning_rate=1e-3,
+        frozen_updates=10,
+        world=world,
+    )
+    part = own_rows(world)
+    with noise_tape(part):
+        for _ in range(UPDATES):
+            t = torch.randint(4, BARS - 2, (ROWS,), generator=generator)
+            t[-3:] = t[0]
+            draws = torch.randn(ROWS, 2 * ACCOUNT + 4, generator=generator, dtype=torch.float64)
+            learner.learn(hybrid_batch(kind, learner, t[part], draws[part]))
+    return agent.state_dict() | {f"forecaster.{name}": value for name, value in network.state_dict().items()}
 
 
-def train_td3(world: World) -> dict[str, Any]:
-    return train_agent("td3", world)
+def hybrid_batch(kind: str, learner: JointLearner, t: torch.Tensor, draws: torch.Tensor) -> Any:
+    account, following, rest = draws.split([ACCOUNT, ACCOUNT, 4], dim=1)
+    if kind == "ppo":
+        batch = {"raw": rest[:, :1], "log_prob": -2.0 + 0.1 * rest[:, 1], "advantage": rest[:, 2]}
+        return batch | {"value_target": rest[:, 3], "observation": learner.observe(t, account)}
+    with torch.no_grad():
+        next_observation = learner.observe(t + 1, following)
+    return transition_batch(
+        observation=learner.observe(t, account),
+        action=rest[:, :1].tanh(),
+        reward=rest[:, 1],
+        next_observation=next_observation,
+        terminated=rest[:, 2] > 1.0,
+    )
 
 
-@pytest.mark.distributed
-@pytest.mark.parametrize("work", [train_ppo, train_sac, train_td3])
-def test_agents_of_two_processes_are_equal_and_equal_one_on_the_joined_batches(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, work: Callable[[World], Any]
-) -> None:
-    first, second = in_two_processes(work, tmp_path)
-    with monkeypatch.context() as patch:
-        patch.setattr(torch, "randn_like", torch.randn_like)
-        alone = work(World())
-    assert first.keys() == alone.keys()
-    for name, value in alone.items():
-        assert torch.equal(first[name], second[name]), name
-        torch.testing.assert_close(first[name], value, rtol=1e-9, atol=1e-9, msg=name)
+# ------------------------------------------------------------------------------------------------ ensemble
+
+
+def constant(action: float) -> Any:
+    return lambda t, account: torch.full((len(t), 1), action)
+
+
+def train_the_gate(world: World) -> dict[str, Any]:
+    """Over the whole path in every process: that is the joined batch."""
+    options = ["stage=ensemble", "trainer=smoke", "device=cpu", "preprocessing=minimal", "data.start=2011-06-01"]
+    options += ["evaluation.min_bars=300", f"trainer.gate_epochs={UPDATES}"]
+    config = load_config(compose_config(options), "")
+    loaded = load_data(config.data, config.evaluation)
+    dataset = build_dataset(loaded, config, window_bars=4, horizons=[1], device=torch.device("cpu"))
+    dataset = dataclasses.replace(dataset, features=dataset.features.double())
+    context = StageContext(
+        dataset=dataset,
+        trainer=config.trainer,
+        evaluation=config.evaluation,
+        grading=grading_policy(config.grading),
+        episode_bars=32,
+        seed=1,
+        device=torch.device("cpu"),
+        compiled=False,
+        progress=ProgressReporter(quiet=True),
+        folder=Path(),
+        checkpoints=Checkpoints(None, every_seconds=1e9, stop=StopFlag(""), world=world),
+        world=world,
+        num_trials=1,
+    )
+    model = EnsembleModel(name="ensemble", combiner="gate", gate_hidden_sizes=[8], gate_learning_rate=0.01)
+    members = [constant(1.0), constant(-1.0), constant(0.3)]
+    torch.manual_seed(4)
+    torch.set_default_dtype(torch.float64)
+    try:
+        gate, _, history = train_gate(context, model, members, dataset.split.train, torch.Generator())
+    finally:
+        torch.set_default_dtype(torch.float32)
+    return gate.state_dict() | {"growth": torch.tensor(history["growth"], dtype=torch.float64)}
 
 
 # ------------------------------------------------------------------------------------------------ forecaster
@@ -175,9 +264,40 @@ def train_forecaster(world: World) -> dict[str, Any]:
     return {"network": network.state_dict(), "losses": [*result.train_loss, *result.validation_loss]}
 
 
+# ------------------------------------------------------------------------------------------------ what must hold
+
+WORKS: dict[str, Callable[[World], dict[str, Any]]] = {
+    **{kind: functools.partial(train_agent, kind) for kind in ("ppo", "sac", "td3")},
+    **{f"hybrid {kind}": functools.partial(train_hybrid, kind) for kind in ("ppo", "sac", "td3")},
+    "gate": train_the_gate,
+    "forecaster": train_forecaster,
+}
+
+
+def all_works(world: World) -> dict[str, Any]:
+    return {name: work(world) for name, work in WORKS.items()}
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
+    """What each of two ranks has after all works: starting processes takes longer than the works."""
+    return in_two_processes(all_works, tmp_path_factory.mktemp("ranks"))
+
+
 @pytest.mark.distributed
-def test_the_forecaster_of_two_processes_equals_that_of_one(tmp_path: Path) -> None:
-    first, second = in_two_processes(train_forecaster, tmp_path)
+@pytest.mark.parametrize("name", [name for name in WORKS if name != "forecaster"])
+def test_two_processes_are_equal_and_equal_one_on_the_joined_batches(ranks: list[Any], name: str) -> None:
+    first, second = (rank[name] for rank in ranks)
+    alone = WORKS[name](World())
+    assert first.keys() == alone.keys()
+    for key, value in alone.items():
+        assert torch.equal(first[key], second[key]), key
+        torch.testing.assert_close(first[key], value, rtol=1e-9, atol=1e-9, msg=key)
+
+
+@pytest.mark.distributed
+def test_the_forecaster_of_two_processes_equals_that_of_one(ranks: list[Any]) -> None:
+    first, second = (rank["forecaster"] for rank in ranks)
     alone = train_forecaster(World())
     for name, value in alone["network"].items():
         assert torch.equal(first["network"][name], second["network"][name]), name

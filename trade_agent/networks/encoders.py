@@ -17,6 +17,7 @@ from trade_agent.networks.cnn_lstm import CNNLSTM, Forecast, forecast_features, 
 class Encoding(NamedTuple):
     observation: Tensor  # [B, A * D]
     bars: Tensor  # [U] the distinct bars of the batch, clamped to the first whole window
+    counts: Tensor  # [U] how often each of them is in the batch
     forecast: Forecast  # of these bars, [U, A, ...]: an auxiliary loss needs no second pass
 
 
@@ -73,13 +74,13 @@ class WindowEncoder(nn.Module):
 
     def encode(self, t: Tensor) -> Encoding:
         """``t`` [B] -> observation and the forecasts behind it."""
-        bars, inverse = _distinct(t)
+        bars, inverse, counts = _distinct(t)
         whole = bars >= self.first_bar
         ends = bars.clamp_min(self.first_bar)
         forecast = self._forecast(ends)
         rows = torch.cat((forecast_features(forecast), self.series.index_select(0, ends)), dim=-1).flatten(1)
         rows = torch.where(whole.unsqueeze(1), rows, 0.0)
-        return Encoding(rows if inverse is None else rows.index_select(0, inverse), ends, forecast)
+        return Encoding(rows if inverse is None else rows.index_select(0, inverse), ends, counts, forecast)
 
     def _forecast(self, ends: Tensor) -> Forecast:
         forecaster = self.forecaster
@@ -117,15 +118,15 @@ def build_table(forecaster: CNNLSTM, series: Tensor, batch: int) -> Tensor:
     return table
 
 
-def _distinct(t: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Distinct bars [U] and the position of each t among them [B], or ``t`` itself and None.
+def _distinct(t: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
+    """Distinct bars [U], the position of each t among them [B], and their counts [U]; or ``t`` itself, None and ones.
 
     The number of distinct bars is data: on CUDA it would have to be waited for, which costs more than it saves.
     """
     if t.device.type != "cpu":
-        return t, None
-    bars, inverse = torch.unique(t, return_inverse=True)
-    return bars, inverse
+        return t, None, torch.ones_like(t)
+    bars, inverse, counts = torch.unique(t, return_inverse=True, return_counts=True)
+    return bars, inverse, counts
 
 
 def _without_leading_gaps(series: Tensor) -> tuple[Tensor, int]:

@@ -91,8 +91,8 @@ def forecast_loss(
 ) -> Tensor:
     """Squared error of the scaled return plus weighted cross-entropy of its sign, over valid entries.
 
-    All of shape [..., H]. The mean is over valid entries; no valid entry gives 0. Where several processes have a part
-    of the entries each, the mean of their losses is the loss over all.
+    All of shape [..., H]; `valid` may be a number, how often an entry counts. The mean is over valid entries; no valid
+    entry gives 0. Of several processes that have a part of the entries each, the mean of their losses is that over all.
     """
     squared = (forecast.expected_return - returns).square()
     crossed = functional.binary_cross_entropy_with_logits(

@@ -96,11 +96,11 @@ class JointLearner:
         with torch.set_grad_enabled(learning):
             encoding = self.encoder.encode(t)
         if learning:
-            known = (encoding.bars < self.label_stop).view(-1, 1, 1)
+            known = (encoding.counts * (encoding.bars < self.label_stop)).view(-1, 1, 1)
             self._forecast_loss = forecast_loss(
                 encoding.forecast,
                 self.targets.returns[encoding.bars],
-                self.targets.valid[encoding.bars] & known,
+                self.targets.valid[encoding.bars] * known,
                 self.direction_loss_weight,
                 self.world,
             )
