@@ -1,6 +1,6 @@
 """The registry: what writers that collide and die leave, how it scales, and how fast it is beside MLflow.
 
-    python -m benchmarks.registry [--parts zeros scale throughput mlflow] [--folder DISK]
+    python -m benchmarks.registry [--parts zeros soak scale throughput mlflow] [--folder DISK]
 
 Prints one JSON line a figure. ``mlflow`` builds its own environment in benchmarks/.venvs/mlflow the first time.
 """
@@ -30,6 +30,7 @@ from trade_agent.training.model_registry import ModelRegistry, verify
 MLFLOW = "3.17.2"
 VENV = Path(__file__).resolve().parents[1] / ".venvs" / "mlflow"
 WRITERS, EACH = 8, 25
+SOAK_KILLS = 500
 
 
 def main() -> None:
@@ -66,17 +67,43 @@ def zeros(folder: Path) -> None:
 
 def count_zeros(root: Path, *, writers: int, each: int, kills: int, locks: str = "real") -> None:
     outcome = storm(root, writers=writers, each=each, kills=kills)
-    registry = ModelRegistry(root)
-    models = registry.find("sac", lambda _: True)
+    said = f"{writers} writers x {each}, {outcome.killed} killed, locks {locks}"
+    report_zeros(root, said, outcome.acknowledged, outcome.broken_looks, outcome.looks)
+
+
+def report_zeros(root: Path, said: str, acknowledged: dict[int, str], broken_looks: int, looks: int) -> None:
+    """What must not have happened, counted in a registry whose writers said ``acknowledged`` (seed -> id)."""
+    models = ModelRegistry(root).find("sac", lambda _: True)
     present = {metadata.seed: metadata.model_id for metadata in models}
-    said = f"{writers} writers x {each}, {kills} killed, locks {locks}"
-    missing = sum(present.get(seed) != identifier for seed, identifier in outcome.acknowledged.items())
-    line(f"{said}: acknowledged and missing", "models", missing, target=0, acknowledged=len(outcome.acknowledged))
+    missing = sum(present.get(seed) != identifier for seed, identifier in acknowledged.items())
+    line(f"{said}: acknowledged and missing", "models", missing, target=0, acknowledged=len(acknowledged))
     twice = len(models) - len({metadata.version for metadata in models})
     line(f"{said}: numbers given twice", "models", twice + len(models) - len(present), target=0, models=len(models))
     errors = [finding for finding in verify(root, deep=True) if finding.severity == "error"]
     line(f"{said}: damaged, or visible without all files", "findings", len(errors), target=0)
-    line(f"{said}: calls of a reader that failed", "calls", outcome.broken_looks, target=0, calls=outcome.looks)
+    line(f"{said}: calls of a reader that failed", "calls", broken_looks, target=0, calls=looks)
+
+
+def soak(folder: Path) -> None:
+    """The same for long: storm after storm over one registry, until 500 writers were killed; then all are repeated."""
+    acknowledged: dict[int, str] = {}
+    killed = looks = broken = rounds = 0
+    while killed < SOAK_KILLS:
+        outcome = storm(folder, writers=16, each=6, kills=10, number=rounds)
+        acknowledged |= outcome.acknowledged
+        killed, looks, broken = killed + outcome.killed, looks + outcome.looks, broken + outcome.broken_looks
+        rounds += 1
+        print(f"{killed} of {SOAK_KILLS} kills, {len(acknowledged)} models, {looks} calls", file=sys.stderr)
+    said = f"soak, {rounds} rounds of 16 writers x 6, {killed} killed"
+    report_zeros(folder, said, acknowledged, broken, looks)
+    registry = ModelRegistry(folder)
+    unsaid = {m.seed: m.model_id for m in registry.find("sac", lambda model: model.seed not in acknowledged)}
+    lost = sum(registry.register(**draft(seed)).model_id != identifier for seed, identifier in unsaid.items())
+    line(f"{said}: committed but not acknowledged, not found again by their runs", "models", lost, target=0,
+         models=len(unsaid))  # fmt: skip
+    removed = registry.collect_garbage(older_than_hours=24)
+    left = verify(folder)
+    line(f"{said}: left after the garbage was collected", "findings", len(left), target=0, removed=len(removed))
 
 
 # ---------------------------------------------------------------- scale
@@ -196,7 +223,7 @@ def environment() -> Path:
     return python
 
 
-PARTS = {"zeros": zeros, "scale": scale, "throughput": throughput, "mlflow": mlflow}
+PARTS = {"zeros": zeros, "soak": soak, "scale": scale, "throughput": throughput, "mlflow": mlflow}
 
 
 if __name__ == "__main__":

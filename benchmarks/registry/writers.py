@@ -15,12 +15,18 @@ from pathlib import Path
 from benchmarks.registry.drafts import draft
 from trade_agent.training.model_registry import ModelRegistry
 
+LATEST_KILL = 0.02  # seconds after an acknowledgement: about two registrations, so any moment of one is hit
+
 
 @dataclass
 class Outcome:
-    """``acknowledged``: seed -> id, as the writers said. ``looks`` at the registry meanwhile, and what went wrong."""
+    """``acknowledged``: seed -> id, as the writers said. ``killed``: processes that did not come to their end.
+
+    ``looks`` at the registry meanwhile, and how many of them went wrong.
+    """
 
     acknowledged: dict[int, str]
+    killed: int
     seconds: float
     looks: int
     broken_looks: int
@@ -33,13 +39,17 @@ def _write(root: Path, seeds: Iterable[int], start: Barrier, say: Connection) ->
         say.send((seed, registry.register(**draft(seed)).model_id))
 
 
-def storm(root: Path, *, writers: int, each: int, kills: int) -> Outcome:
-    """Let ``writers`` processes register ``each`` models, kill ``kills`` of them on the way, and read meanwhile."""
+def storm(root: Path, *, writers: int, each: int, kills: int, number: int = 0) -> Outcome:
+    """Let ``writers`` processes register ``each`` models, kill ``kills`` of them on the way, and read meanwhile.
+
+    ``number`` tells storms over one registry apart: they write models of other seeds and kill at other moments.
+    """
     context = get_context("fork")
     ModelRegistry(root).rebuild()
+    first = number * writers * each
     start = context.Barrier(writers + 1)
     pipes = [context.Pipe(duplex=False) for _ in range(writers)]
-    seeds = [range(number * each, (number + 1) * each) for number in range(writers)]
+    seeds = [range(first + place * each, first + (place + 1) * each) for place in range(writers)]
     processes = [
         context.Process(target=_write, args=(root, own, start, say)) for own, (_, say) in zip(seeds, pipes, strict=True)
     ]
@@ -47,11 +57,13 @@ def storm(root: Path, *, writers: int, each: int, kills: int) -> Outcome:
         process.start()
         say.close()
     acknowledged: dict[int, str] = {}
-    rng = random.Random(writers)
-    doomed = {number: rng.randint(1, each - 1) for number in rng.sample(range(writers), kills)}
+    rng = random.Random(writers + number)
+    doomed = {
+        place: (rng.randint(1, each - 1), rng.uniform(0, LATEST_KILL)) for place in rng.sample(range(writers), kills)
+    }
     threads = [
-        threading.Thread(target=_listen, args=(processes[number].pid, pipe, acknowledged, doomed.get(number)))
-        for number, (pipe, _) in enumerate(pipes)
+        threading.Thread(target=_listen, args=(processes[place].pid, pipe, acknowledged, doomed.get(place)))
+        for place, (pipe, _) in enumerate(pipes)
     ]
     start.wait()
     begun = time.perf_counter()
@@ -61,10 +73,12 @@ def storm(root: Path, *, writers: int, each: int, kills: int) -> Outcome:
     for process, thread in zip(processes, threads, strict=True):
         process.join()
         thread.join()
-    return Outcome(acknowledged, time.perf_counter() - begun, looks, broken)
+    killed = sum(process.exitcode == -signal.SIGKILL for process in processes)
+    return Outcome(acknowledged, killed, time.perf_counter() - begun, looks, broken)
 
 
-def _listen(pid: int | None, pipe: Connection, acknowledged: dict[int, str], kill_after: int | None) -> None:
+def _listen(pid: int | None, pipe: Connection, acknowledged: dict[int, str], doom: tuple[int, float] | None) -> None:
+    """Hear a writer out; ``doom``: kill it so many seconds after so many acknowledgements."""
     heard = 0
     while True:
         try:
@@ -73,8 +87,9 @@ def _listen(pid: int | None, pipe: Connection, acknowledged: dict[int, str], kil
             return
         acknowledged[seed] = identifier
         heard += 1
-        if heard == kill_after and pid is not None:
-            os.kill(pid, signal.SIGKILL)
+        if doom is not None and heard == doom[0] and pid is not None:
+            time.sleep(doom[1])
+            os.kill(pid, signal.SIGKILL)  # it is not waited for yet, so the number is still its own
 
 
 def _look_on(root: Path, processes: list) -> tuple[int, int]:
