@@ -69,6 +69,6 @@ def copy(folder: Path, first: ModelMetadata, seed: int) -> None:
     claim |= {"contract_hash": metadata.contract_hash, "recipe_hash": metadata.recipe_hash}
     for role in own:
         os.link(folder / own[role], folder / names[role])
-    (folder / ".claims" / f"v{version}").write_bytes(safe_io.canonical_json(claim))
+    (folder / ".claims" / f"v{version}").write_bytes(safe_io.checked_json(claim))
     os.link(folder / ".claims" / f"v{version}", folder / ".claims" / f"run-{metadata.run_id}")
     (folder / metadata_file(version)).write_bytes(metadata.to_json())

@@ -13,6 +13,7 @@ import pytest
 
 from tests.registry.conftest import draft
 from tests.registry.faults import CHANGES, fail_at, kill_at, lose_replies, watched
+from trade_agent import safe_io
 from trade_agent.errors import RegistryError
 from trade_agent.registry import snapshot
 from trade_agent.registry.publish import TOMBSTONE
@@ -56,8 +57,8 @@ def bases(tmp_path_factory):
     ModelRegistry(folder / "archived").archive([LEAF])
     shutil.copytree(active.root, folder / "abandoned")
     (folder / "abandoned/temp/gone").mkdir()
-    claim = (folder / "abandoned/sac/.claims/v1.0.0").read_bytes()
-    (folder / "abandoned/sac/.claims/v1.0.1").write_bytes(claim.replace(b"1.0.0", b"1.0.1"))
+    claim = safe_io.read_checked_json(folder / "abandoned/sac/.claims/v1.0.0") | {"version": "1.0.1"}
+    (folder / "abandoned/sac/.claims/v1.0.1").write_bytes(safe_io.checked_json(claim))
     (folder / "abandoned/sac/config_v1.0.1.json").write_bytes(b"{}")
     shutil.copytree(active.root, folder / "half")
     half = ModelRegistry(folder / "half")

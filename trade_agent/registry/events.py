@@ -33,7 +33,7 @@ def append_event(layout: Layout, kind: str, model_id: str, **fields: Any) -> int
     event = {"type": kind, "model_id": model_id, "created": now(), **fields}
     layout.prepare()
     with layout.scratch() as scratch:
-        layout.write_new(scratch / "event", safe_io.canonical_json(event))
+        layout.write_new(scratch / "event", safe_io.checked_json(event))
         number = max(event_numbers(layout), default=0) + 1
         while not link_new(scratch / "event", event_file(layout, number)):
             number += 1
@@ -54,8 +54,8 @@ def event_numbers(layout: Layout) -> list[int]:
 def read_event(layout: Layout, number: int) -> dict[str, Any]:
     """Read one state change; RegistryError when it is damaged."""
     path = event_file(layout, number)
-    event = safe_io.read_json(path)
-    if isinstance(event, dict) and event.get("type") in FIELDS:
+    event = safe_io.read_checked_json(path)
+    if event.get("type") in FIELDS:
         kinds = {key: type(value) for key, value in event.items()}
         expected = dict.fromkeys(("type", "model_id", "created", *FIELDS[event["type"]]), str)
         if kinds == expected | ({"decision": dict} if "decision" in expected else {}):

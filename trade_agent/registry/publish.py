@@ -89,7 +89,7 @@ def _claim_number(layout: Layout, draft: Draft, scratch: Path) -> NextVersion:
         }
         path = scratch / "claim"
         path.unlink(missing_ok=True)
-        layout.write_new(path, safe_io.canonical_json(claim), wait=False)
+        layout.write_new(path, safe_io.checked_json(claim), wait=False)
         if link_new(path, claims / f"v{following.version}"):
             return following
 
@@ -127,9 +127,9 @@ def _used(layout: Layout, model_type: str) -> list[Version]:
 
 def read_claim(path: Path) -> dict[str, Any]:
     """Read a claim; RegistryError when it is damaged."""
-    claim = safe_io.read_json(path)
+    claim = safe_io.read_checked_json(path)
     expected = {"version": str, "contract_hash": str, "recipe_hash": str, "run_id": str, "host": str, "pid": int}
-    if not isinstance(claim, dict) or {key: type(value) for key, value in claim.items()} != expected:
+    if {key: type(value) for key, value in claim.items()} != expected:
         raise RegistryError(f"{path} is not a claim", "restore it from a backup")
     return claim
 

@@ -16,7 +16,7 @@ from trade_agent.errors import RegistryError
 from trade_agent.registry.events import event_file, event_numbers, read_event
 from trade_agent.registry.layout import Layout
 from trade_agent.registry.metadata import ModelMetadata, Objective
-from trade_agent.registry.naming import MODEL_TYPES, metadata_file
+from trade_agent.registry.naming import MODEL_ID, MODEL_TYPES, file_names, metadata_file
 from trade_agent.registry.versions import Version
 
 log = logging.getLogger(__name__)
@@ -166,7 +166,9 @@ def parse_metadata(path: Path, data: bytes, model_type: str, version: Version) -
         raise RegistryError(
             f"{path} describes {metadata.model_id}, so two files were swapped or renamed", "give it back its own name"
         )
-    if f"{metadata.model_id}.pth" not in metadata.files:
+    # Its names become paths: one that was forged must not lead out of the folder.
+    names = set(file_names(metadata.model_id, metadata.version).values())
+    if not MODEL_ID.fullmatch(metadata.model_id) or metadata.files.keys() != names:
         raise RegistryError(f"{path} was not written by the registry", "restore it from a backup")
     return metadata
 

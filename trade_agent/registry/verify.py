@@ -73,6 +73,7 @@ def verify(root: Path | str, *, deep: bool = False, signing: Signing | None = No
         check.view = read_view(check.layout, View())
     except (RegistryError, OSError) as error:
         check.add(ERROR, "folder", check.layout.root, str(error))
+        return check.findings
     for model_type in MODEL_TYPES:
         for archived in (False, True):
             try:
@@ -137,20 +138,17 @@ def _check_state(check: _Check, metadata: ModelMetadata, path: Path, archived: b
     """The files where the state says, all of them there, or none but the metadata of a purged model."""
     record = check.view.records.get(metadata.model_id)
     if record is None or record.state != PURGED:
-        _check_files(check, metadata, path)
-    elif any(check.layout.locate(metadata.model_type, Path(name).name).exists() for name in metadata.files):
+        _check_files(check, metadata)
+    elif any(check.layout.locate(metadata.model_type, name).exists() for name in metadata.files):
         check.add(NOTE, "unfinished", path, f"{record.id} was purged, but has files left: purge it again")
     if record is not None and archived != (record.state != ACTIVE):
         check.add(NOTE, "unfinished", path, f"{record.id} is {record.state}, its files did not follow; {REPAIR}")
 
 
-def _check_files(check: _Check, metadata: ModelMetadata, metadata_path: Path) -> None:
-    roles = {name: role for role, name in file_names(metadata.model_id, metadata.version).items()}
-    if roles.keys() != metadata.files.keys():
-        check.damaged.add(metadata.model_id)
-        check.add(ERROR, "metadata", metadata_path, f"names {sorted(metadata.files)}")
-    for name, expected in metadata.files.items():
-        path = check.layout.locate(metadata.model_type, Path(name).name)
+def _check_files(check: _Check, metadata: ModelMetadata) -> None:
+    for role, name in file_names(metadata.model_id, metadata.version).items():
+        expected = metadata.files[name]
+        path = check.layout.locate(metadata.model_type, name)
         try:
             data = safe_io.read_bytes(path)
             digest = safe_io.sha256_bytes(data)
@@ -159,7 +157,7 @@ def _check_files(check: _Check, metadata: ModelMetadata, metadata_path: Path) ->
                     f"altered: sha256 {digest} ({len(data)} bytes), recorded {expected.sha256} ({expected.size} bytes)"
                 )
             if check.deep:
-                _check_content(metadata, roles.get(name, ""), data, name)
+                _check_content(metadata, role, data, name)
         except RegistryError as error:
             check.damaged.add(metadata.model_id)
             check.add(ERROR, "file", path, f"{metadata.model_id}: {error}")
