@@ -362,8 +362,6 @@ class ModelRegistry:
         signed_in = self.layout.locate(record.type, signature_file(record.version)).parent
         self.signing.verify(signed_in, metadata.version, record.metadata_sha256)
         names = file_names(metadata.model_id, metadata.version)
-        if metadata.files.keys() != set(names.values()):
-            raise RegistryError(f"the metadata of {record.id} names the files {sorted(metadata.files)}")
         with storage_errors(f"reading {record.id}"):
             content = {
                 role: checked(*self.layout.read(record.type, name), metadata.files[name])
