@@ -104,6 +104,7 @@ UNITS = (
         overrides=(
             *("model.num_envs=16", "model.rollout_steps=1024", "model.epochs=4", "model.batch_size=64"),
             *("model.gamma=0.999", "model.gae_lambda=0.98", "model.entropy_coefficient=0.01"),
+            *("model.activation=silu", "model.normalise_reward=true"),
         ),
     ),
     Unit(

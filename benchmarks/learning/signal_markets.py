@@ -53,7 +53,14 @@ class SignalAgent:
         """The policy as it acts in training."""
         return self.agent.act(self.observe(t, account), deterministic=False).action
 
-    def train(self, context: StageContext, generator: torch.Generator, env_steps: int, label: str) -> int:
+    def train(
+        self,
+        context: StageContext,
+        generator: torch.Generator,
+        env_steps: int,
+        label: str,
+        check: Callable[[int], None] = lambda env_steps: None,
+    ) -> int:
         """Train on the train rows, without choosing among states; returns the environment steps that were made."""
         rows = context.dataset.split.train
         steps, _ = train_agent(
@@ -63,7 +70,7 @@ class SignalAgent:
             rows=range(max(rows.start, context.dataset.first_row), rows.stop),
             observe=self.observe,
             learn=self.agent.update,
-            check=lambda steps: None,
+            check=check,
             on_policy_env_steps=env_steps,
             off_policy_env_steps=env_steps,
             random_warmup=True,
@@ -112,19 +119,29 @@ def leak_policy(optimum: leak.LeakOptimum, signal: Floats) -> Policy:
     return act
 
 
-def learn_leak(overrides: Sequence[str], seed: int, env_steps: int, folder: Path) -> dict[str, Any]:
-    """Mean log growth of a bar in basis points: of the agent, of the optimum and of following the sign."""
-    context, learner, generator = prepare(overrides, seed, folder)
-    dataset = context.dataset
-    steps = learner.train(context, generator, env_steps, f"leak {learner.model.name} {seed}")
+def leak_growth(dataset: MarketDataset) -> Callable[[Policy], float]:
+    """A function from a policy to its mean log growth of a test bar, in basis points."""
     starts, num_bars = blocks(dataset.split.test, LEAK_ACCOUNTS)
-    signal = dataset.bars.signals["leak"]
-    optimum = leak.solve(volatility=LEAK_VOLATILITY, cost=float(dataset.rules.linear_cost))
 
     def growth(policy: Policy) -> float:
         paths = follow(dataset.series, dataset.rules, policy, starts, num_bars)
         return float(np.log(paths.equity[-1] / dataset.rules.initial_equity).mean() / num_bars * 1e4)
 
+    return growth
+
+
+def solved_leak(dataset: MarketDataset) -> leak.LeakOptimum:
+    """The optimum under the rules of the dataset."""
+    return leak.solve(volatility=LEAK_VOLATILITY, cost=float(dataset.rules.linear_cost))
+
+
+def learn_leak(overrides: Sequence[str], seed: int, env_steps: int, folder: Path) -> dict[str, Any]:
+    """Mean log growth of a bar in basis points: of the agent, of the optimum and of following the sign."""
+    context, learner, generator = prepare(overrides, seed, folder)
+    dataset = context.dataset
+    steps = learner.train(context, generator, env_steps, f"leak {learner.model.name} {seed}")
+    signal = dataset.bars.signals["leak"]
+    optimum, growth = solved_leak(dataset), leak_growth(dataset)
     shown, held = np.linspace(-3.0, 3.0, CURVE_POINTS) * LEAK_VOLATILITY, np.array(LEAK_HELD)
     return {
         "reached": growth(learner.act),

@@ -11,7 +11,7 @@ import importlib
 
 import torch
 
-GROUPS = ("env", "rollout", "ppo", "sac", "td3", "replay", "forecaster", "frozen", "scaling", "start")
+GROUPS = ("env", "rollout", "ppo", "leak", "sac", "td3", "replay", "forecaster", "frozen", "scaling", "start")
 
 
 def main() -> None:

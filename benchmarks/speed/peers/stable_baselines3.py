@@ -107,6 +107,36 @@ def ppo_rollouts(count: int) -> float:
     return time.process_time() - started
 
 
+def leak(
+    path: str, rules: dict[str, object], rows: list[int], episode_bars: int, reward_scale: float, seed: int
+) -> dict[str, str]:
+    """PPO with its own defaults on the gymnasium face of a market; only the rewards are scaled."""
+    from trade_agent.envs.gymnasium_env import MarketGymEnv
+    from trade_agent.envs.rules import MarketRules
+    from trade_agent.envs.series import MarketSeries
+
+    arrays = {key: torch.as_tensor(value) for key, value in np.load(path).items()}
+    env = MarketGymEnv(
+        series=MarketSeries(arrays["open"], arrays["close"], torch.ones_like(arrays["close"], dtype=torch.bool)),
+        rules=MarketRules(**rules),
+        features=arrays["features"],
+        rows=range(*rows),
+        episode_bars=episode_bars,
+    )
+    scaled = gymnasium.wrappers.TransformReward(env, lambda reward: reward_scale * reward)
+    State.model = PPO("MlpPolicy", scaled, device="cpu", seed=seed)
+    return VERSIONS
+
+
+def leak_steps(count: int, path: str) -> float:
+    """Seconds of so many more steps; the policy's weights go to ``path`` as an .npz."""
+    started = time.process_time()
+    State.model.learn(total_timesteps=count, reset_num_timesteps=False)
+    taken = time.process_time() - started
+    np.savez(path, **{key: value.numpy() for key, value in State.model.policy.state_dict().items()})
+    return taken
+
+
 def ppo_losses(path: str) -> dict[str, float]:
     """Losses that PPO reports for one minibatch, and what went into it as an .npz: it learns nothing meanwhile."""
     model = State.model
@@ -133,4 +163,13 @@ def ppo_losses(path: str) -> dict[str, float]:
     return {"actor": float(values["train/policy_gradient_loss"]), "critic": float(values["train/value_loss"])}
 
 
-serve(off_policy=off_policy, updates=updates, losses=losses, ppo=ppo, ppo_rollouts=ppo_rollouts, ppo_losses=ppo_losses)
+serve(
+    off_policy=off_policy,
+    updates=updates,
+    losses=losses,
+    ppo=ppo,
+    ppo_rollouts=ppo_rollouts,
+    ppo_losses=ppo_losses,
+    leak=leak,
+    leak_steps=leak_steps,
+)
