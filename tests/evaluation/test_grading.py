@@ -165,15 +165,33 @@ METRIC_VALUES = {
 }
 
 
+FORECAST_VALUES = {
+    "direction_edge": st.floats(-0.5, 0.5),
+    "skill_score": st.floats(-1, 1),
+    "rank_ic": st.floats(-1, 1),
+    "beats_base_rate": st.sampled_from([0.0, 1.0]),
+    "beats_last_value": st.sampled_from([0.0, 1.0]),
+    **{name: METRIC_VALUES[name] for name in ("num_bars", "num_seeds", "num_windows")},
+}
+
+
+def two_runs(model_type, values):
+    return st.tuples(st.just(model_type), st.fixed_dictionaries(values), st.fixed_dictionaries(values))
+
+
 @settings(max_examples=300, deadline=None)
-@given(st.fixed_dictionaries(METRIC_VALUES), st.fixed_dictionaries(METRIC_VALUES))
-def test_monotone_total_and_deterministic(first, second):
-    better = {name: max(first[name], second[name]) for name in first}
-    low, high = grade("ppo", first, POLICY), grade("ppo", better, POLICY)
-    assert low.grade <= high.grade
-    assert low.score <= high.score
-    assert low == grade("ppo", dict(reversed(first.items())), POLICY)
+@given(two_runs("ppo", METRIC_VALUES) | two_runs("cnn_lstm", FORECAST_VALUES), st.data())
+def test_monotone_in_each_metric_total_and_deterministic(runs, data):
+    model_type, first, second = runs
+    low = grade(model_type, first, POLICY)
+    assert low == grade(model_type, dict(reversed(first.items())), POLICY)
     assert PerformanceGrade.D <= low.grade <= PerformanceGrade.S
+    one = data.draw(st.sampled_from(sorted(first)))
+    for names in ({one}, set(first)):
+        better = {name: max(first[name], second[name]) if name in names else first[name] for name in first}
+        high = grade(model_type, better, POLICY)
+        assert low.grade <= high.grade
+        assert low.score <= high.score
 
 
 @settings(max_examples=100, deadline=None)

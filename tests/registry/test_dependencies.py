@@ -101,6 +101,27 @@ def test_a_thousand_random_families(make_draft):
             check_family(ModelRegistry(folder, durability="relaxed"), make_draft, random.Random(1000 + seed))
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_no_number_is_given_twice_whatever_became_of_its_model(new_registry, make_draft, seed):
+    registry, rng, numbers = new_registry(), random.Random(seed), []
+    for step in range(25):
+        draft = make_draft(
+            seed=step, contract={"window": rng.choice([8, 16])}, recipe={"gamma": rng.choice([0.9, 0.99])}
+        )
+        numbers.append(registry.register(**draft, bump=rng.choice([None, None, "major"])).version)
+        model = rng.choice([record.id for record in registry.list()])
+        if rng.random() < 0.6:
+            registry.archive([model])
+            if rng.random() < 0.7:
+                registry.purge([model], purge_after_days=0)
+        if rng.random() < 0.2:  # nothing is remembered by the process or the overview
+            registry.layout.snapshot.unlink(missing_ok=True)
+            registry = ModelRegistry(registry.root, durability="relaxed")
+    assert len(set(numbers)) == len(numbers)
+    assert len(registry.list(include_archived=True)) == len(numbers)
+    assert is_clean(verify(registry.root))
+
+
 # ---------------------------------------------------------------- prune
 
 

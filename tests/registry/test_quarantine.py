@@ -3,11 +3,13 @@
 import io
 import json
 import os
+import subprocess
+import sys
 
 import pytest
 import torch
 
-from tests.safe_io.corpus import CONFIG, PKL, PTH, benign, corpus
+from tests.safe_io.corpus import CONFIG, PKL, PTH, benign, code_programs, corpus, zipped
 from trade_agent import safe_io
 from trade_agent.errors import ConfigError, RegistryError, UnsafeFileError
 from trade_agent.registry.quarantine import import_model
@@ -64,6 +66,28 @@ def test_names_do_not_decide(tmp_path):
         "notes.pth": ("unknown", False),
         "poisoned.PT2": ("unknown", False),
     }
+
+
+def test_a_poisoned_program_is_refused_before_torch_sees_it(tmp_path, canary):
+    """`torch.export.load` falls back to unsafe loading: such a file is a program, whatever it holds."""
+    exported = {
+        "archive_format": b"pt2",
+        "models/model.json": b"{}",
+        "data/constants/0.pt": code_programs(canary)["system protocol 2"],
+    }
+    for name, data in (
+        ("poisoned.pt2", zipped([(f"archive/{key}", value) for key, value in exported.items()])),
+        ("renamed.pth", zipped([(f"archive/{key}", value) for key, value in exported.items()])),
+        ("plain.pt2", safe_io.dump_tensors({"w": torch.ones(2)})),
+    ):
+        (tmp_path / name).write_bytes(data)
+    code = (
+        "import sys; from trade_agent.registry.scan import scan\n"
+        "assert [verdict.safe for verdict in scan(sys.argv[1])] == [False] * 3\n"
+        "assert 'torch' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_links_and_pipes_are_refused_and_folders_searched(tmp_path):

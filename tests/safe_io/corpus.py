@@ -10,6 +10,7 @@ import os
 import pickle
 import subprocess
 import sys
+import tarfile
 import zipfile
 from typing import NamedTuple
 
@@ -131,6 +132,8 @@ def code_programs(canary):
     programs = {f"{how} protocol {protocol}": pickle.dumps({"a": Touch(canary, how)}, protocol)
                 for how in ("system", "open", "eval", "call") for protocol in (0, 2, 4, 5)}  # fmt: skip
     programs |= {f"{name} in text": text.encode() for name, text in text_programs(canary).items()}
+    # The code runs before the reader comes to the damage ("nullifAI", found on a model hub in 2025).
+    programs["broken off behind the code"] = pickle.dumps({"a": Touch(canary, "system")}, 5)[:-1] + b"\xff"
     return programs
 
 
@@ -160,6 +163,54 @@ def _code(canary):
     yield Case("an exported program", PTH, zipped([(f"archive/{k}", v) for k, v in exported.items()]), "unknown member")
     skops = zipped([("schema.json", b'{"__class__": "system", "__module__": "os"}')])
     yield Case("a skops file", PTH, skops, "unknown member")
+
+
+def _advisories(canary):
+    """What published advisories describe, about torch itself and about scanners that let code pass."""
+    code = pickle.dumps({"a": Touch(canary, "system")}, 2)
+    pairs = [("archive/data.pkl", code), ("archive/version", b"3\n"), ("archive/byteorder", b"little")]
+    yield Case(
+        "CVE-2025-32434, a tar of the first torch", PTH, tarred(storages=code, tensors=code, pickle=code), "not a zip"
+    )
+    program = dict(members_of(tensor_file()))["archive/data.pkl"]
+    assert program.endswith(b"as.")
+    yield Case("CVE-2026-24747, an item of a tensor", PTH,
+               with_program(program[:-3] + b"K\x00K\x01sas.", storages=[b"\0" * 16]), "malformed")  # fmt: skip
+    yield Case("CVE-2025-1716, pip", PTH,
+               with_program(IN_DICT + b"cpip\nmain\n]X\x07\0\0\0installa\x85Ru."), "asks for pip.main")  # fmt: skip
+    yield Case("CVE-2025-1889, code under another name", PTH,
+               zipped([("archive/data.pkl", EMPTY), ("archive/config.p", code)]), "unknown member")  # fmt: skip
+    renamed = zipped(pairs).replace(b"archive/data.pkl", b"archive/data.txt", 1)
+    yield Case("CVE-2025-1944, two names of one member", PTH, renamed, "damaged zip")
+    flagged = bytearray(zipped(pairs))
+    flagged[flagged.index(b"PK\x01\x02") + 8] |= 1
+    yield Case("CVE-2025-1945, said to be encrypted", PTH, bytes(flagged), "damaged zip")
+    wrong = zipped(pairs)
+    at = wrong.index(b"PK\x01\x02") + 16
+    yield Case(
+        "CVE-2025-10156, code with a wrong checksum", PTH, wrong[:at] + b"\0\0\0\0" + wrong[at + 4 :], "damaged zip"
+    )
+    below = b"casyncio.unix_events\n_UnixSubprocessTransport\nq\x01u."
+    yield Case(
+        "CVE-2025-10157, a name below a blocked one", PTH, with_program(IN_DICT + below), "asks for asyncio.unix"
+    )
+    buffer = io.BytesIO()
+    np.save(buffer, np.array([Touch(canary, "system")], dtype=object), allow_pickle=True)
+    yield Case("CVE-2019-6446, numpy's array of objects", PKL, buffer.getvalue(), "SHORT_BINSTRING")
+    layer = {"class_name": "Lambda", "config": {"function": "import os"}}
+    keras = zipped([("config.json", json.dumps(layer).encode()), ("model.weights.h5", b"\x89HDF")])
+    yield Case("CVE-2025-1550, a Keras archive", PTH, keras, "unknown member")
+    yield Case("a 7z archive", PTH, b"7z\xbc\xaf\x27\x1c" + code, "not a zip")
+
+
+def tarred(**members):
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        for name, content in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    return buffer.getvalue()
 
 
 def _programs():
@@ -310,7 +361,7 @@ def _configs():
 
 def corpus(canary):
     """Every hostile file."""
-    cases = [*_code(canary), *_programs(), *_tensors(), *_arrays(), *_zips(), *_configs()]
+    cases = [*_code(canary), *_advisories(canary), *_programs(), *_tensors(), *_arrays(), *_zips(), *_configs()]
     assert len({case.name for case in cases}) == len(cases)
     return cases
 

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import pickle
+import pickletools
 import random
 import resource
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.safe_io.corpus import CONFIG, PKL, PTH, benign, code_programs, with_program
+from tests.safe_io.corpus import CONFIG, PKL, PTH, benign, code_programs, members_of, tensor_file, with_program
 from trade_agent import safe_io
 from trade_agent.errors import RegistryError, UnsafeFileError
 from trade_agent.preprocessing.cache import FeatureCache
@@ -109,6 +110,23 @@ def bombs():
     yield PKL, b"\x80\x05\x96" + (2**40).to_bytes(8, "little") + b"."
     yield PTH, with_program(b"\x80\x02}" + b"(e" * 4_000_000 + b".")
     yield PTH, b"PK\x03\x04" + b"PK\x01\x02" * 2_400_000
+    yield PTH, a_million_tensors()
+
+
+def a_million_tensors():
+    """One tensor of one element is described once, and made again by five bytes a million times."""
+    program = bytearray(dict(members_of(tensor_file((1,), (1,), numel=1, size=4)))["archive/data.pkl"])
+    names = [(op.name, argument, at) for op, argument, at in pickletools.genops(bytes(program))]
+    end = next(at for name, _, at in reversed(names) if name == "SETITEM")
+    call = next(at for name, _, at in reversed(names) if name == "REDUCE")
+    arguments = [argument for name, argument, at in names if name == "BINPUT" and at < call][-1]
+    function = next(
+        names[i + 1][1] for i, (name, text, _) in enumerate(names) if name == "GLOBAL" and "rebuild" in text
+    )
+    again = bytes([ord("h"), function, ord("h"), arguments, ord("R")])
+    return with_program(
+        bytes(program[:end]) + b"s(X\x01\x00\x00\x00y](" + again * 1_000_000 + b"eu.", storages=[b"\0" * 4]
+    )
 
 
 def in_child(function):

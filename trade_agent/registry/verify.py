@@ -138,17 +138,18 @@ def _check_state(check: _Check, metadata: ModelMetadata, path: Path, archived: b
     """The files where the state says, all of them there, or none but the metadata of a purged model."""
     record = check.view.records.get(metadata.model_id)
     if record is None or record.state != PURGED:
-        _check_files(check, metadata)
+        _check_files(check, metadata, path.parent)
     elif any(check.layout.locate(metadata.model_type, name).exists() for name in metadata.files):
         check.add(NOTE, "unfinished", path, f"{record.id} was purged, but has files left: purge it again")
     if record is not None and archived != (record.state != ACTIVE):
         check.add(NOTE, "unfinished", path, f"{record.id} is {record.state}, its files did not follow; {REPAIR}")
 
 
-def _check_files(check: _Check, metadata: ModelMetadata) -> None:
+def _check_files(check: _Check, metadata: ModelMetadata, folder: Path) -> None:
     for role, name in file_names(metadata.model_id, metadata.version).items():
         expected = metadata.files[name]
         path = check.layout.locate(metadata.model_type, name)
+        path = path if path.exists() else folder / name
         try:
             data = safe_io.read_bytes(path)
             digest = safe_io.sha256_bytes(data)
@@ -186,12 +187,15 @@ def _check_claims(check: _Check, model_type: str) -> None:
         reason = f"no {metadata_file(version)}: a registration that is under way or was not completed"
         check.add(NOTE, "unfinished", claims / f"v{version}", reason)
     models = {m.metadata.version: m.metadata for m in check.models.values() if m.metadata.model_type == model_type}
+    unnamed = dict(models)
     for name in [*(f"v{version}" for version in sorted(claimed)), *run_claims(check.layout, model_type)]:
         try:
             claim = read_claim(claims / name)
         except RegistryError as error:
             check.add(ERROR, "claim", claims / name, str(error))
             continue
+        if name.startswith("run-"):
+            unnamed.pop(claim["version"], None)
         metadata = models.get(claim["version"])
         promised = (claim["contract_hash"], claim["recipe_hash"], claim["run_id"])
         if metadata and promised != (metadata.contract_hash, metadata.recipe_hash, metadata.run_id):
@@ -199,6 +203,9 @@ def _check_claims(check: _Check, model_type: str) -> None:
         named = f"v{claim['version']}" if name.startswith("v") else f"run-{claim['run_id']}"
         if name != named and not re.fullmatch(re.escape(named) + r"~\d+", name):
             check.add(ERROR, "claim", claims / name, f"was made for {named}")
+    for metadata in unnamed.values():
+        reason = f"missing or damaged: the run would register {metadata.model_id} a second time"
+        check.add(ERROR, "claim", claims / f"run-{metadata.run_id}", reason)
     known = {f"v{version}" for version in claimed} | set(run_claims(check.layout, model_type))
     for name in names(claims):
         if name not in known:

@@ -13,6 +13,7 @@ from trade_agent import safe_io
 from trade_agent.config.load import content, from_snapshot, snapshot
 from trade_agent.config.schema import TrainingConfig
 from trade_agent.errors import ConfigError, DataError
+from trade_agent.registry.metadata import check_config
 
 
 def resume_command(run_dir: Path) -> str:
@@ -81,11 +82,17 @@ def stored_config(run_dir: Path) -> TrainingConfig:
 
     Raises ConfigError where there is no such run, it is finished, or its config cannot be read back.
     """
-    if not (run_dir / "config.json").is_file():
+    path = run_dir / "config.json"
+    if not path.is_file():
         raise ConfigError(f"resume={run_dir} is not the folder of a run", "name a folder that holds a config.json")
     if (run_dir / "result.json").exists():
         raise ConfigError(f"the run in {run_dir} is finished", "see its result.json")
-    config = from_snapshot(safe_io.read_json(run_dir / "config.json"))
+    values = safe_io.read_json(path)
+    check_config(values, name=str(path))
+    try:
+        config = from_snapshot(values)
+    except (KeyError, TypeError, AttributeError) as error:  # JSON, but of something else
+        raise ConfigError(f"{path} is not the configuration of a run: {error!r}", "begin a new run") from error
     return dataclasses.replace(config, command=stored_run(run_dir).get("command", ""))
 
 
