@@ -17,7 +17,6 @@ from trade_agent.commands.search import search_app
 from trade_agent.commands.shared import DEFAULT_MODELS, Json, Models, open_registry, print_json
 from trade_agent.config.quoting import quoted
 from trade_agent.errors import ConfigError, DataError
-from trade_agent.registry.store import ModelRegistry
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Train and keep trading agents."
@@ -180,7 +179,7 @@ def list_models(
     models_dir: Models = DEFAULT_MODELS,
 ) -> None:
     """Registered models, by type and version, with the grades they have now."""
-    registry = open_registry(models_dir)
+    registry = open_registry(models_dir, may_be_new=True)
     records = registry.list(model_type, include_archived=archived, until=event)
     if as_json:
         print_json([record.to_dict() for record in records])
@@ -241,7 +240,12 @@ def import_file(
     from trade_agent.registry.quarantine import import_model
 
     metadata = import_model(
-        ModelRegistry(models_dir), path, model_type=model_type, config=config, preprocessor=preprocessor, notes=notes
+        open_registry(models_dir, may_be_new=True),
+        path,
+        model_type=model_type,
+        config=config,
+        preprocessor=preprocessor,
+        notes=notes,
     )
     print(f"model_id: {metadata.model_id}")
 

@@ -49,7 +49,7 @@ def test_archived_models_and_past_states_are_shown_on_request(run, models):
     assert len(json.loads(run("list", "--event", "2", "--json"))) == 4
     with pytest.raises(RegistryError, match="there is no state change 7"):
         run("list", "--event", "7")
-    with pytest.raises(RegistryError, match="there is no model"):
+    with pytest.raises(RegistryError, match="is archived; add --archived"):
         run("info", "sac@1.0.1")
     assert json.loads(run("info", "sac@1.0.1", "--archived", "--json"))["state"] == "archived"
     known = json.loads(run("info", "sac@1.0.3", "--json"))

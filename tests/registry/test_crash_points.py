@@ -56,7 +56,7 @@ def bases(tmp_path_factory):
     shutil.copytree(active.root, folder / "archived")
     ModelRegistry(folder / "archived").archive([LEAF])
     shutil.copytree(active.root, folder / "abandoned")
-    (folder / "abandoned/temp/gone").mkdir()
+    (folder / "abandoned/temp/gone-1-000000000000").mkdir()
     claim = safe_io.read_checked_json(folder / "abandoned/sac/.claims/v1.0.0") | {"version": "1.0.1"}
     (folder / "abandoned/sac/.claims/v1.0.1").write_bytes(safe_io.checked_json(claim))
     (folder / "abandoned/sac/config_v1.0.1.json").write_bytes(b"{}")

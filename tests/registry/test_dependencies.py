@@ -149,7 +149,7 @@ def views(draw):
 @given(views(), st.integers(0, 3), st.integers(0, 3), st.integers(0, 20))
 def test_prune_takes_what_no_rule_keeps_and_nothing_else(view, keep_best, keep_last, min_age_days):
     policy = PrunePolicy(keep_best=keep_best, keep_last=keep_last, min_age_days=min_age_days)
-    plan = prune_plan(view, policy, sizes=dict.fromkeys(view.records, 1), now=NOW)
+    plan = prune_plan(view, policy, size=lambda record: 1, now=NOW)
     kept = set(view.aliases.values())
     for model_type in MODEL_TYPES:
         line = [record for record in view.records.values() if record.type == model_type]  # by ascending version

@@ -34,6 +34,7 @@ FILES = {
     "format": ".registry/format.json",
     "overview": "registry.json",
 }
+COPY = "sac/.claims/v1.0.0.json"  # of the metadata
 WITH_DIGESTS = ["model", "preprocessor", "config", "archived model"]
 WITH_CHECKSUM = ["metadata", "archived metadata", "claim", "claim of a run", "event", "last event"]
 
@@ -89,7 +90,7 @@ def read(registry, kind, path):
 
 def test_no_file_is_forgotten_here(registry):
     """Every file of the registry is of one of these kinds, or of the same kind as one."""
-    kinds = {re.sub(r"\d+", "#", name) for name in FILES.values()}
+    kinds = {re.sub(r"\d+", "#", name) for name in (*FILES.values(), COPY)}
     found = [path.relative_to(registry.root) for path in registry.root.rglob("*") if path.is_file()]
     others = {re.sub(r"\d+", "#", str(path).removeprefix("archived/")) for path in found}
     assert others <= {each.removeprefix("archived/") for each in kinds}
@@ -163,4 +164,18 @@ def test_what_can_be_made_again_is_not_missed(registry, kind, path):
     path.unlink()
     fresh = ModelRegistry(registry.root, signing=registry.signing)
     assert fresh.load("sac@champion").metadata.seed == 0
+    assert verify(registry.root, signing=registry.signing) == []
+
+
+def test_the_copy_of_the_metadata_is_checked_and_made_again(registry):
+    path = registry.root / COPY
+    kept = path.read_bytes()
+    for damaged in (kept[:-1], kept.replace(b"sharpe", b"Sharpe"), b""):
+        replace(path, damaged)
+        assert "altered" in named(registry, path)
+    path.unlink()
+    findings = verify(registry.root, signing=registry.signing)
+    assert [(each.severity, each.path) for each in findings] == [("note", COPY)]
+    registry.repair()
+    assert path.read_bytes() == kept
     assert verify(registry.root, signing=registry.signing) == []

@@ -6,7 +6,7 @@ import pytest
 
 from trade_agent.errors import RegistryError
 from trade_agent.registry import publish
-from trade_agent.training.model_registry import verify
+from trade_agent.training.model_registry import ModelRegistry, verify
 
 
 def data_files(registry):
@@ -39,7 +39,7 @@ def dead_writer(registry, make_draft, fork):
 def test_what_a_dead_writer_left_is_closed_and_removed(registry, make_draft):
     whole = [name for name in data_files(registry) if "v1.0.0" in name]
     removed = registry.collect_garbage(older_than_hours=24)
-    assert {path.split("/")[0] for path in removed} == {"sac", "temp"}
+    assert {path.split("/")[0] for path in removed} == {"sac@1.0.1", "sac", "temp"}
     assert data_files(registry) == sorted([*whole, "metadata_v1.0.1.json"])
     assert list((registry.root / "temp").iterdir()) == []
     assert registry.load("sac@latest").metadata.seed == 1
@@ -54,6 +54,43 @@ def test_what_a_writer_on_another_host_left_is_told_by_its_age(registry):
     elsewhere.mkdir()
     assert registry.collect_garbage(older_than_hours=1) == ()
     assert registry.collect_garbage(older_than_hours=0) == (f"temp/{elsewhere.name}",)
+
+
+@pytest.mark.parametrize("archived", [False, True])
+def test_a_model_whose_metadata_is_lost_is_never_taken_for_a_dead_registration(registry, make_draft, fork, archived):
+    """Neither closed nor removed, by anybody; repair brings it back, bit for bit, with its alias."""
+    draft = make_draft(seed=1)
+    [identifier], _ = fork(lambda: [registry.register(**draft).model_id]).result()  # the writer is gone
+    if archived:
+        registry.archive([identifier])
+    else:
+        registry.set_alias(identifier, "champion")
+    path = registry.layout.locate("sac", "metadata_v1.0.0.json")
+    content = path.read_bytes()
+    path.unlink()
+    fresh = ModelRegistry(registry.root, durability="relaxed")
+    assert ("error", "missing") in {(finding.severity, finding.kind) for finding in verify(registry.root)}
+    assert fresh.collect_garbage(older_than_hours=0) == ()
+    with pytest.raises(RegistryError, match="trade-agent registry repair"):
+        fresh.register(**draft)
+    assert fresh.repair()[0] == "sac@1.0.0: its metadata is back"
+    assert fresh.layout.locate("sac", "metadata_v1.0.0.json").read_bytes() == content
+    assert fresh.load(identifier if archived else "sac@champion", include_archived=archived).metadata.seed == 1
+    assert verify(registry.root) == []
+
+
+def test_what_is_not_the_registrys_own_is_left_alone(registry, make_draft, tmp_path):
+    registry.register(**make_draft())
+    (registry.layout.temp / "thesis").mkdir()
+    assert registry.collect_garbage(older_than_hours=0) == ()
+    assert [(each.kind, each.path) for each in verify(registry.root)] == [("unknown", "temp/thesis")]
+    for name in ("temp", ".registry", "sac/.claims"):
+        (registry.root / name).rename(tmp_path / "elsewhere")
+        (registry.root / name).symlink_to(tmp_path / "elsewhere")
+        with pytest.raises(RegistryError, match="symbolic link"):
+            ModelRegistry(registry.root).collect_garbage(older_than_hours=0)
+        (registry.root / name).unlink()
+        (tmp_path / "elsewhere").rename(registry.root / name)
 
 
 @pytest.mark.usefixtures("dead_writer")

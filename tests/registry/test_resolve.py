@@ -116,7 +116,8 @@ def test_best_follows_the_objectives_direction_and_skips_what_cannot_be_compared
         record("sac", "0.9.0", value=0.01, name="sharpe"),
     )
     assert resolve(line, "sac@best").version == "1.0.0"
-    assert resolve(line, "sac@best", include_archived=True).version == "1.0.3"
+    assert resolve(line, "sac@best", include_archived=True).version == "1.0.0"
+    assert resolve(line, "sac@best", include_archived=True, selecting="archived").version == "1.0.3"
 
 
 def test_archived_models_only_on_request():
@@ -124,7 +125,24 @@ def test_archived_models_only_on_request():
     for reference in ("sac", "sac@1", "sac@latest", "sac_v1.0.0_grade_A_acc_0.95", "sac@champion", "sha256:0000000"):
         with pytest.raises(RegistryError):
             resolve(line, reference)
+        assert resolve(line, reference, include_archived=True, selecting="archived").version == "1.0.0"
+    for reference in ("sac@1.0.0", "sac_v1.0.0_grade_A_acc_0.95"):
+        with pytest.raises(RegistryError, match="is archived"):
+            resolve(line, reference)
         assert resolve(line, reference, include_archived=True).version == "1.0.0"
+
+
+def test_what_selects_means_an_active_model_also_where_archived_ones_may_be_named():
+    line = view(record("sac", "1.0.0"), record("sac", "1.1.0", value=0.9, state="archived"))
+    for reference in ("sac@latest", "sac@best", "sac@1", "sac@^1.0"):
+        assert resolve(line, reference, include_archived=True).version == "1.0.0"
+
+
+@pytest.mark.parametrize("name", ["v1", "v2-old", "latest", "best"])
+def test_an_alias_is_no_version_and_no_selector(registry, make_draft, name):
+    registry.register(**make_draft())
+    with pytest.raises(RegistryError, match="cannot be an alias"):
+        registry.set_alias("sac@1.0.0", name)
 
 
 registries = st.dictionaries(

@@ -305,7 +305,7 @@ def test_verify_names_strangers_taint_and_unfinished_work(registry, make_draft):
         ("error", "unknown", "ppo/notes.txt"),
         ("error", "claim", "sac/.claims/v1.0.0"),
         ("error", "snapshot", "registry.json"),
-        ("note", "temporary", "temp/host-1-dead"),
+        ("note", "unknown", "temp/host-1-dead"),
     }
 
 
@@ -381,15 +381,15 @@ def test_an_archived_model_is_shown_on_request_only(registry, make_draft):
         (registry.root / "sac" / name).rename(archive / name)
     assert registry.list() == ()
     assert [record.state for record in registry.list(include_archived=True)] == ["archived"]
-    assert registry.load("sac@1", include_archived=True).metadata == metadata
+    assert registry.load("sac@1.0.0", include_archived=True).metadata == metadata
     assert registry.register(**make_draft(seed=9)).version == "1.0.1"
     assert verify(registry.root) == []
 
 
-def test_a_later_layout_is_refused(registry, make_draft):
+def test_another_layout_is_refused(registry, make_draft):
     registry.register(**make_draft())
-    rewrite(registry.root / ".registry" / "format.json", b'{"layout": 2}\n')
-    with pytest.raises(RegistryError, match="newer trade_agent"):
+    rewrite(registry.root / ".registry" / "format.json", b'{"layout": 1}\n')
+    with pytest.raises(RegistryError, match="use the trade_agent that wrote it"):
         ModelRegistry(registry.root)
 
 

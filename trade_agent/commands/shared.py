@@ -14,11 +14,16 @@ Models = Annotated[Path, typer.Option("--models-dir", help="Folder of the regist
 DEFAULT_MODELS = Path("models")
 
 
-def open_registry(models_dir: Path) -> ModelRegistry:
-    """Raises RegistryError for a named folder without a registry: a typing error must not look like an empty one."""
-    if models_dir != DEFAULT_MODELS and not (models_dir / ".registry").is_dir():
+def open_registry(models_dir: Path, *, may_be_new: bool = False) -> ModelRegistry:
+    """Raises RegistryError for a folder without a registry: the wrong folder must not look like an empty one.
+
+    may_be_new: the default folder need not have one yet.
+    """
+    if not (may_be_new and models_dir == DEFAULT_MODELS) and not (models_dir / ".registry").is_dir():
         what = "holds no registry" if models_dir.is_dir() else "is not a folder"
-        raise RegistryError(f"{models_dir} {what}", "name the registry's folder with --models-dir")
+        raise RegistryError(
+            f"{models_dir} {what}", "name the registry's folder with --models-dir, or train a model first"
+        )
     return ModelRegistry(models_dir)
 
 

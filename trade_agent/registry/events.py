@@ -20,6 +20,7 @@ FIELDS: dict[str, frozenset[str]] = {
     "purge": frozenset(),
     "grade": frozenset({"grade", "decision"}),
     "note": frozenset({"text"}),
+    "lost": frozenset(),  # in the place of one that was damaged and moved away: what it said is not known
 }
 
 
@@ -44,6 +45,33 @@ def append_event(layout: Layout, kind: str, model_id: str, **fields: Any) -> int
 def event_file(layout: Layout, number: int) -> Path:
     """Path of an event."""
     return layout.events / f"{number:08d}.json"
+
+
+def event_sha256(layout: Layout, number: int) -> str:
+    """Digest of the file of an event; empty where there is none that can be read."""
+    try:
+        return safe_io.sha256_bytes(safe_io.read_bytes(event_file(layout, number), max_bytes=safe_io.MAX_JSON_BYTES))
+    except RegistryError:
+        return ""
+
+
+def missing_numbers(layout: Layout) -> list[int]:
+    """Numbers below the last one that no event has."""
+    numbers = event_numbers(layout)
+    return sorted(set(range(1, max(numbers, default=0))) - set(numbers))
+
+
+def close_gaps(layout: Layout) -> list[int]:
+    """Put ``lost`` in the place of every event that is missing; returns their numbers."""
+    missing = missing_numbers(layout)
+    for number in missing:
+        event = {"type": "lost", "model_id": "", "created": now()}
+        with layout.scratch() as scratch:
+            layout.write_new(scratch / "event", safe_io.checked_json(event))
+            link_new(scratch / "event", event_file(layout, number))
+    if missing:
+        layout.sync(layout.events)
+    return missing
 
 
 def event_numbers(layout: Layout) -> list[int]:

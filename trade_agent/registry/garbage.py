@@ -1,16 +1,18 @@
 """What writers that died have left: numbers without a model, files that nothing refers to, private folders."""
 
+import contextlib
 import os
 import re
 import shutil
-import socket
 import time
 from pathlib import Path
 
+from trade_agent import safe_io
 from trade_agent.errors import RegistryError
-from trade_agent.registry.layout import Layout, names
+from trade_agent.registry.layout import Layout, host, link_new, names
 from trade_agent.registry.naming import METADATA_FILE, MODEL_TYPES, data_file_version, metadata_file
 from trade_agent.registry.publish import fence, is_tombstone, process_is_gone, read_claim
+from trade_agent.registry.snapshot import parse_metadata, read_metadata
 from trade_agent.registry.versions import Version
 
 _SCRATCH = re.compile(r"(?P<host>.+)-(?P<pid>\d+)-[0-9a-f]{12}")
@@ -18,13 +20,14 @@ _TEMPORARY = re.compile(r"\.(registry|format)\.json\.[0-9a-f]{32}")  # see safe_
 
 
 def collect(layout: Layout, *, older_than_hours: float) -> list[str]:
-    """End what is abandoned, then remove its files; returns their paths relative to the registry's folder.
+    """End what is abandoned, then remove its files; returns the numbers that were closed (``type@version``), and the
+    paths of what was removed, relative to the registry's folder.
 
     A writer counts as gone when its process on this host is, or when its claim is older than ``older_than_hours``. Age
     alone deletes nothing: first a tombstone takes the place of the commit, at which a writer that wakes up after all
     is turned away.
     """
-    close_abandoned(layout, older_than_hours=older_than_hours)
+    ended = close_abandoned(layout, older_than_hours=older_than_hours)
     removed: list[Path] = []
     for model_type in MODEL_TYPES:
         folder = layout.folder(model_type)
@@ -44,7 +47,7 @@ def collect(layout: Layout, *, older_than_hours: float) -> list[str]:
         except FileNotFoundError:  # its writer, or another collector, was quicker
             continue
         removed.append(path)
-    return [str(path.relative_to(layout.root)) for path in removed]
+    return [*ended, *(str(path.relative_to(layout.root)) for path in removed)]
 
 
 def close_abandoned(layout: Layout, *, older_than_hours: float) -> list[str]:
@@ -54,6 +57,8 @@ def close_abandoned(layout: Layout, *, older_than_hours: float) -> list[str]:
         for version in layout.claimed(model_type):
             if layout.locate(model_type, metadata_file(version)).exists():
                 continue
+            if layout.committed(model_type, version).exists():  # a model that lost its metadata: verify names it
+                continue
             if _abandoned(layout, model_type, version, older_than_hours) and fence(layout, model_type, version):
                 closed.append(f"{model_type}@{version}")
     return closed
@@ -62,7 +67,29 @@ def close_abandoned(layout: Layout, *, older_than_hours: float) -> list[str]:
 def left_overs(layout: Layout) -> list[Path]:
     """What writers keep for themselves while they work, and leave where they die."""
     hidden = [folder / name for folder in (layout.root, layout.format.parent) for name in names(folder)]
-    return [*(layout.temp / name for name in names(layout.temp)), *(p for p in hidden if _TEMPORARY.fullmatch(p.name))]
+    private = [layout.temp / name for name in names(layout.temp) if _SCRATCH.fullmatch(name)]
+    return [*private, *(path for path in hidden if _TEMPORARY.fullmatch(path.name))]
+
+
+def bring_back(layout: Layout) -> list[str]:
+    """Give models whose metadata is gone the copy that their claims hold; the claims, where they have none, theirs.
+
+    Returns the first as ``type@version``. What is damaged is left alone.
+    """
+    back = []
+    for model_type in MODEL_TYPES:
+        for version in layout.claimed(model_type):
+            copy, found = layout.committed(model_type, version), layout.locate(model_type, metadata_file(version))
+            with contextlib.suppress(RegistryError):
+                if found.exists() and not copy.exists() and read_metadata(layout, model_type, version)[0] is not None:
+                    link_new(found, copy)
+                elif copy.exists() and not found.exists():
+                    content = safe_io.read_bytes(copy, max_bytes=safe_io.MAX_JSON_BYTES)
+                    parse_metadata(copy, content, model_type, version)
+                    if link_new(copy, layout.folder(model_type) / metadata_file(version)):
+                        back.append(f"{model_type}@{version}")
+        layout.sync(layout.claims(model_type), layout.folder(model_type))
+    return back
 
 
 def _abandoned(layout: Layout, model_type: str, version: Version, older_than_hours: float) -> bool:
@@ -79,7 +106,7 @@ def _abandoned(layout: Layout, model_type: str, version: Version, older_than_hou
 def _forgotten(path: Path, older_than_hours: float) -> bool:
     """Whether nobody will come back to it; a writer on this host still can while its process is there."""
     match = _SCRATCH.fullmatch(path.name)
-    if match is not None and match["host"] == socket.gethostname():
+    if match is not None and match["host"] == host():
         return process_is_gone(match["host"], int(match["pid"]))
     return _hours_old(path) >= older_than_hours
 

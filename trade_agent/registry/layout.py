@@ -10,6 +10,7 @@ import stat
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from trade_agent.errors import RegistryError
 from trade_agent.registry.naming import METADATA_FILE, MODEL_TYPES, check_model_type
 from trade_agent.registry.versions import Version
 
-LAYOUT = 1
+LAYOUT = 2
 NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS)  # what link(2) says where the file system has none
 CLAIM_FILE = re.compile(r"v(\d+\.\d+\.\d+)")
 
@@ -34,18 +35,17 @@ class Layout:
         self.format = self.root / ".registry" / "format.json"
         self.temp = self.root / "temp"
         # What this process has seen, to look only for what is newer: the view (see ``snapshot``), how many changes
-        # were made since the snapshot was written, and the highest used number of each MAJOR by type.
+        # were made since the snapshot was written, up to which number all events can be read, and the highest used
+        # number of each MAJOR by type.
         self.known: Any = None
         self.unlisted = 0
+        self.sound_events = 0
         self.numbers: dict[str, list[Version]] = {}
 
     def folder(self, model_type: str, *, archived: bool = False) -> Path:
         """Folder of a model type; RegistryError when it is a link that leads elsewhere."""
         check_model_type(model_type)
-        path = self.root / "archived" / model_type if archived else self.root / model_type
-        if path.is_symlink() or (archived and path.parent.is_symlink()):
-            raise RegistryError(f"{path} is a symbolic link", "put the folder itself there")
-        return path
+        return _no_link(self.root / "archived" / model_type if archived else self.root / model_type)
 
     def locate(self, model_type: str, name: str) -> Path:
         """Where a file of a model is, which may be on its way into the archive or out of it.
@@ -67,8 +67,15 @@ class Layout:
                     raise
 
     def claims(self, model_type: str) -> Path:
-        """Folder with one file for every number ever used by a type, and one for every run that registered."""
-        return self.folder(model_type) / ".claims"
+        """Folder with one file for every number ever used by a type, and one for every run that registered.
+
+        ``v1.0.0`` says that a number is used, ``v1.0.0.json`` that it became a model: the same file as its metadata.
+        """
+        return _no_link(self.folder(model_type) / ".claims")
+
+    def committed(self, model_type: str, version: Version) -> Path:
+        """What shows that a version became a model, should its metadata be lost."""
+        return self.claims(model_type) / f"v{version}.json"
 
     def prepare(self) -> None:
         """Make the folders, and on first use find out whether this disk can hold a registry."""
@@ -89,20 +96,22 @@ class Layout:
         safe_io.write_json(self.format, {"layout": LAYOUT}, durable=self.durable)
 
     def check_format(self) -> None:
-        """Refuse a folder that a later program laid out differently."""
+        """Refuse a folder that another program laid out differently, or whose parts are links that lead elsewhere."""
         with storage_errors(f"opening {self.root}"):
+            for path in (self.temp, self.events.parent, self.events, self.root / "archived"):
+                _no_link(path)
             known = self.format.exists()
         if known:
             found = safe_io.read_json(self.format)
             if not isinstance(found, dict) or found.get("layout") != LAYOUT:
                 raise RegistryError(
-                    f"{self.format} names the layout {found!r}, not {LAYOUT}", "use a newer trade_agent"
+                    f"{self.format} names the layout {found!r}, not {LAYOUT}", "use the trade_agent that wrote it"
                 )
 
     @contextlib.contextmanager
     def scratch(self) -> Iterator[Path]:
         """A private folder on the same file system, removed at the end (not after a kill: it is never visible)."""
-        path = self.temp / f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:12]}"
+        path = self.temp / f"{host()}-{os.getpid()}-{uuid.uuid4().hex[:12]}"
         path.mkdir(parents=True)
         try:
             yield path
@@ -145,6 +154,24 @@ class Layout:
         """Versions with a claim, ascending."""
         matches = map(CLAIM_FILE.fullmatch, names(self.claims(model_type)))
         return sorted(Version.parse(match[1]) for match in matches if match)
+
+
+@cache
+def host() -> str:
+    """This machine since it was started, and this name space of processes: within it a process id means one process.
+
+    Containers may share a host name, and see other processes.
+    """
+    marks = [socket.gethostname()]
+    with contextlib.suppress(OSError):  # Linux only
+        marks += [Path("/proc/sys/kernel/random/boot_id").read_text(), os.readlink("/proc/self/ns/pid")]
+    return f"{marks[0]}-{safe_io.sha256_bytes(' '.join(marks).encode())[:8]}"
+
+
+def _no_link(path: Path) -> Path:
+    if path.is_symlink():
+        raise RegistryError(f"{path} is a symbolic link", "put the folder itself there")
+    return path
 
 
 def names(folder: Path) -> list[str]:

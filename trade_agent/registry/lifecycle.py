@@ -16,27 +16,37 @@ from graphlib import TopologicalSorter
 from pathlib import Path
 
 from trade_agent.errors import RegistryError
-from trade_agent.registry.events import append_event, event_file
-from trade_agent.registry.garbage import close_abandoned
+from trade_agent.registry.events import append_event, close_gaps, event_file, missing_numbers, read_event
+from trade_agent.registry.garbage import bring_back, close_abandoned
 from trade_agent.registry.layout import Layout
 from trade_agent.registry.metadata import ModelMetadata
 from trade_agent.registry.naming import metadata_file
 from trade_agent.registry.probe import network_file_system
 from trade_agent.registry.publish import POLL_SECONDS, RUN_WAIT_SECONDS, find_metadata
 from trade_agent.registry.signing import signature_file
-from trade_agent.registry.snapshot import ACTIVE, ARCHIVED, PURGED, ModelRecord, View, read_view, refresh
+from trade_agent.registry.snapshot import ACTIVE, ARCHIVED, PURGED, ModelRecord, View, holds_events, read_view, refresh
 
 NETWORK_GRACE_SECONDS = 60.0  # longer than a network file system believes its own cache
 
 
 def changeable_view(layout: Layout) -> View:
-    """The present view. RegistryError where an event or the metadata of a model cannot be read: what they say must be
-    known before anything changes."""
+    """The present view. RegistryError where an event or the metadata of a model cannot be read or is missing: what they
+    say must be known before anything changes."""
     view = read_view(layout)
-    for path in (*(event_file(layout, number) for number in view.damaged), *view.unreadable):
-        raise RegistryError(
-            f"{path} is damaged, so nothing can be changed", "put it back from a backup, or move it away"
-        )
+    for number in missing_numbers(layout):
+        what = f"{event_file(layout, number)} is missing, so nothing can be changed"
+        raise RegistryError(what, "put it back from a backup, or give it up: trade-agent registry repair")
+    for number in range(layout.sound_events + 1, view.last_event + 1):
+        try:
+            read_event(layout, number)
+        except RegistryError as error:
+            what = f"{event_file(layout, number)} is damaged, so nothing can be changed"
+            remedy = "put it back from a backup, or move it away and give it up: trade-agent registry repair"
+            raise RegistryError(what, remedy) from error
+    layout.sound_events = view.last_event
+    for path in view.unreadable:
+        what = f"{path} is damaged, so nothing can be changed"
+        raise RegistryError(what, "put it back from a backup, or move it away")
     return view
 
 
@@ -50,27 +60,35 @@ def archive(layout: Layout, wanted: Sequence[str], *, cascade: bool) -> list[str
     for alias, identifier in view.aliases.items():
         if identifier in chosen:
             raise RegistryError(f"{identifier} is {alias}", "set the alias to another model, or remove it, first")
-    for identifier in chosen:
-        _archive_one(layout, view.records[identifier])
+    _archive_all(layout, [view.records[identifier] for identifier in chosen])
     return chosen
 
 
-def _archive_one(layout: Layout, record: ModelRecord) -> None:
-    if record.state != ARCHIVED:  # or an earlier archiving was cut off: its files go now
-        append_event(layout, "archive", record.id)
+def _archive_all(layout: Layout, records: Sequence[ModelRecord]) -> None:
+    """All events first, so that a network file system is waited for once; then the children are looked at."""
+    for record in records:
+        if record.state != ARCHIVED:  # or an earlier archiving was cut off: its files go now
+            append_event(layout, "archive", record.id)
     if network_file_system(layout.root):
         time.sleep(NETWORK_GRACE_SECONDS)
+    refused: list[RegistryError] = []
     view = changeable_view(layout)
-    if not _is(view, record.id, ARCHIVED):
-        raise RegistryError(f"{record.id} was restored or given an alias meanwhile", "see trade-agent registry log")
-    late = relatives(view, record.id, down=True, states=(ACTIVE,))
-    if late:
-        append_event(layout, "restore", record.id)
-        settle(layout, record, ACTIVE)
-        refresh(layout)
-        raise RegistryError(f"{late[0]} was built on {record.id} meanwhile", "archive it first, or use --cascade")
-    settle(layout, record, ARCHIVED)
-    refresh(layout)
+    for record in records:
+        late = relatives(view, record.id, down=True, states=(ACTIVE,))
+        if not _is(view, record.id, ARCHIVED):
+            what = f"{record.id} was restored or given an alias meanwhile"
+            refused.append(RegistryError(what, "see trade-agent registry log"))
+        elif late:
+            append_event(layout, "restore", record.id)
+            settle(layout, record, ACTIVE)
+            view = changeable_view(layout)
+            what = f"{late[0]} was built on {record.id} meanwhile"
+            refused.append(RegistryError(what, "archive it first, or use --cascade"))
+        else:
+            settle(layout, record, ARCHIVED)
+    refresh(layout, at_once=True)
+    if refused:
+        raise refused[0]
 
 
 def restore(layout: Layout, wanted: Sequence[str], *, cascade: bool) -> list[str]:
@@ -83,11 +101,13 @@ def restore(layout: Layout, wanted: Sequence[str], *, cascade: bool) -> list[str
     for identifier in chosen:
         if view.records[identifier].state != ACTIVE:
             append_event(layout, "restore", identifier)
-        if not _is(read_view(layout), identifier, ACTIVE):
+    now = read_view(layout)
+    for identifier in chosen:
+        if not _is(now, identifier, ACTIVE):
             raise RegistryError(f"{identifier} was purged meanwhile", "train it again: see reproduce")
         settle(layout, view.records[identifier], ACTIVE)
         confirm_parents(layout, identifier)
-        refresh(layout)
+    refresh(layout, at_once=True)
     return chosen
 
 
@@ -109,10 +129,12 @@ def purge(layout: Layout, wanted: Sequence[str], *, cascade: bool, purge_after_d
     for identifier in chosen:
         if view.records[identifier].state != PURGED:  # or an earlier purge was cut off: its files go now
             append_event(layout, "purge", identifier)
-            if read_view(layout).states.get(identifier) != PURGED:
-                raise RegistryError(f"{identifier} was restored meanwhile", "it stays")
+    now = read_view(layout)
+    for identifier in chosen:
+        if not _is(now, identifier, PURGED):
+            raise RegistryError(f"{identifier} was restored meanwhile", "it stays")
         _delete_data(layout, view.records[identifier])
-        refresh(layout)
+    refresh(layout, at_once=True)
     return chosen
 
 
@@ -178,7 +200,7 @@ def confirm_parents(layout: Layout, identifier: str) -> None:
         if all(parent not in view.records or view.records[parent].moved for parent in gone) or (
             time.monotonic() > deadline
         ):
-            _archive_one(layout, record)
+            _archive_all(layout, [record])
             raise RegistryError(
                 f"{gone[0]} was archived meanwhile, so {identifier}, built on it, is archived too",
                 f"trade-agent registry restore --cascade {identifier}",
@@ -206,8 +228,16 @@ def settle(layout: Layout, record: ModelRecord, state: str) -> bool:
     moved = False
     while _move(layout, record, archived=state != ACTIVE):
         moved = True
-        state = read_view(layout).states.get(record.id, ACTIVE)
+        state = _state_now(layout, record.id)
     return moved
+
+
+def _state_now(layout: Layout, identifier: str) -> str:
+    """The state by all events, of which most often none is newer than what this process knows."""
+    known: View | None = layout.known
+    if known is None or event_file(layout, known.last_event + 1).exists() or not holds_events(layout, known):
+        known = read_view(layout)
+    return known.states.get(identifier, ACTIVE)
 
 
 def _move(layout: Layout, record: ModelRecord, *, archived: bool) -> bool:
@@ -252,12 +282,15 @@ def _metadata(layout: Layout, record: ModelRecord) -> ModelMetadata:
 def repair(layout: Layout) -> list[str]:
     """Finish what was cut off; returns a line for each thing done. Deletes nothing.
 
-    A registration whose process is gone is closed by a tombstone. A model whose archiver, or whose child's writer, died
+    An event that is missing is given up; metadata that is gone comes back from the copy among the claims. A
+    registration whose process is gone is closed by a tombstone. A model whose archiver, or whose child's writer, died
     before it had looked at the other gets back what it was built on. Then every file follows the state of its model;
     where that is impossible for one, a RegistryError says so after the others.
     """
+    done = [f"event {number}: given up, it is missing" for number in close_gaps(layout)]
+    done += [f"{each}: its metadata is back" for each in bring_back(layout)]
     view = changeable_view(layout)
-    done = [f"{each}: closed, its writer is gone" for each in close_abandoned(layout, older_than_hours=math.inf)]
+    done += [f"{each}: closed, its writer is gone" for each in close_abandoned(layout, older_than_hours=math.inf)]
     needed: dict[str, str] = {}
     for child in [record.id for record in view.records.values() if record.state == ACTIVE]:
         for parent in with_relatives(view, [child], cascade=True, down=False, states=(ARCHIVED,))[:-1]:
@@ -272,7 +305,7 @@ def repair(layout: Layout) -> list[str]:
                 done.append(f"{record.id}: its files followed its state, {record.state}")
         except RegistryError as error:
             impossible.append(error)
-    refresh(layout)
+    refresh(layout, at_once=True)
     if impossible:
         raise impossible[0]
     return done

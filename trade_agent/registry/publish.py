@@ -13,7 +13,6 @@ lives, its own commit fails there. So every number has exactly one outcome, a mo
 
 import os
 import re
-import socket
 import time
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from typing import Any
 from trade_agent import safe_io
 from trade_agent.errors import RegistryError
 from trade_agent.registry.drafts import Draft
-from trade_agent.registry.layout import Layout, link_new, names
+from trade_agent.registry.layout import Layout, host, link_new, names
 from trade_agent.registry.metadata import ModelMetadata
 from trade_agent.registry.naming import file_names, metadata_file
 from trade_agent.registry.signing import signature_file
@@ -84,7 +83,7 @@ def _claim_number(layout: Layout, draft: Draft, scratch: Path) -> NextVersion:
             "contract_hash": model.contract_hash,
             "recipe_hash": model.recipe_hash,
             "run_id": model.run_id,
-            "host": socket.gethostname(),
+            "host": host(),
             "pid": os.getpid(),
         }
         path = scratch / "claim"
@@ -163,11 +162,14 @@ def _commit(layout: Layout, draft: Draft, metadata: ModelMetadata, scratch: Path
     layout.write_new(scratch / "metadata", metadata.to_json(), wait=False)
     if draft.sign is not None:  # before the commit: a model is never seen without its signature
         layout.write_new(scratch / "signature", draft.sign(metadata.to_json(), metadata.version), wait=False)
-        link_new(scratch / "signature", folder / signature_file(metadata.version))
+        if not link_new(scratch / "signature", folder / signature_file(metadata.version)):
+            raise RegistryError(f"{folder / signature_file(metadata.version)} exists already", "move it away")
     # What the commit makes visible must be on the disk before it, the claim too: else a number could be given twice.
     layout.sync(*(scratch / name for name in names(scratch)), claims, folder)
     committed = link_new(scratch / "metadata", folder / metadata_file(metadata.version))
-    layout.sync(folder)
+    if committed:  # whatever happens to the metadata later: this number is never taken for an abandoned one
+        link_new(scratch / "metadata", layout.committed(metadata.model_type, Version.parse(metadata.version)))
+    layout.sync(folder, claims)
     return committed
 
 
@@ -210,15 +212,18 @@ def _outcome(layout: Layout, model_type: str, version: Version, claim: dict[str,
         if layout.locate(model_type, metadata_file(version)).exists():
             metadata: ModelMetadata | None = read_metadata(layout, model_type, version)[0]
             return metadata
+        if layout.committed(model_type, version).exists():
+            what = f"{layout.folder(model_type) / metadata_file(version)} was registered, and is gone"
+            raise RegistryError(what, "trade-agent registry repair brings it back")
         if process_is_gone(claim["host"], claim["pid"]) or time.monotonic() > deadline:
             fence(layout, model_type, version)
         else:
             time.sleep(POLL_SECONDS)
 
 
-def process_is_gone(host: str, pid: int) -> bool:
+def process_is_gone(where: str, pid: int) -> bool:
     """True only when the process is known to be gone; on another host nobody knows."""
-    if host != socket.gethostname():
+    if where != host():
         return False
     try:
         os.kill(pid, 0)

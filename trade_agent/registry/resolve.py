@@ -16,13 +16,16 @@ _EXACT = re.compile(rf"({_TYPE})(?:_v|@v?)(\d+\.\d+\.\d+)")
 _SELECTED = re.compile(rf"({_TYPE})@(\^?)v?(\d+)(?:\.(\d+))?(?:\.(\d+))?")
 _NAMED = re.compile(rf"({_TYPE})@([a-z][a-z0-9_-]{{0,31}})")
 _DIGEST = re.compile(r"sha256:([0-9a-f]{7,64})")
-ALIAS = re.compile(r"[a-z][a-z0-9_-]{0,31}")
+ALIAS = re.compile(r"(?!v\d)[a-z][a-z0-9_-]{0,31}")  # v1 is a version
 RESERVED_ALIASES = ("latest", "best")
 MAX_CANDIDATES = 10
 
 
-def resolve(view: View, reference: str, *, include_archived: bool = False) -> ModelRecord:
+def resolve(view: View, reference: str, *, include_archived: bool = False, selecting: str = ACTIVE) -> ModelRecord:
     """Find the one model that ``reference`` means.
+
+    With ``include_archived`` one that is archived or purged can be named too. What chooses among several models
+    (``@latest``, ``@best``, ``@1``) chooses among those in the state ``selecting`` all the same.
 
     Order: exact id; exact version (``cnn_lstm_v1.0.0``, ``cnn_lstm@1.0.0``); ``@latest``, ``@best``, ``@1``, ``@1.2``,
     ``@^1.2`` (at least 1.2.0, below 2); alias (``@champion``); ``sha256:`` and 7 or more digits of the digest of model
@@ -31,18 +34,21 @@ def resolve(view: View, reference: str, *, include_archived: bool = False) -> Mo
     Raises:
         RegistryError: nothing or more than one model fits; names up to ten candidates.
     """
+    chosen = {key: record for key, record in view.records.items() if record.state == selecting}
     usable = {key: record for key, record in view.records.items() if include_archived or record.state == ACTIVE}
     if not _REFERENCE.fullmatch(reference):
         raise RegistryError(f"{reference!r} is not a model reference", _examples(usable))
-    if reference in usable:
-        return usable[reference]
-    if match := _EXACT.fullmatch(reference):
-        return _one(reference, [r for r in _of_type(usable, match[1]) if r.version == match[2]], usable)
+    exact = _EXACT.fullmatch(reference)
+    for record in view.records.values():
+        if record.id == reference or (exact and (record.type, record.version) == exact.groups()):
+            if record.id in usable:
+                return record
+            raise RegistryError(f"{record.id} is {record.state}", "add --archived, or use trade-agent registry restore")
     if match := _SELECTED.fullmatch(reference):
-        chosen = [r for r in _of_type(usable, match[1]) if _selected(r.number, match)]
-        return _one(reference, chosen[-1:], usable)
+        fitting = [r for r in _of_type(chosen, match[1]) if _selected(r.number, match)]
+        return _one(reference, fitting[-1:], chosen)
     if match := _NAMED.fullmatch(reference):
-        return _named(view, usable, reference, match[1], match[2])
+        return _named(view, chosen, reference, match[1], match[2])
     if match := _DIGEST.fullmatch(reference):
         digest = match[1]
         fitting = [

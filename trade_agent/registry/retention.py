@@ -1,7 +1,7 @@
 """Which models may be put aside: a plan first, nothing changed."""
 
 import datetime
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from trade_agent.registry.resolve import ranked
@@ -29,8 +29,10 @@ class PruneItem:
     dependents: list[str]
 
 
-def prune_plan(view: View, policy: PrunePolicy, *, sizes: Mapping[str, int], now: datetime.datetime) -> list[PruneItem]:
-    """Models to archive, sorted by id. ``sizes`` in bytes by id; ``now`` with a time zone."""
+def prune_plan(
+    view: View, policy: PrunePolicy, *, size: Callable[[ModelRecord], int], now: datetime.datetime
+) -> list[PruneItem]:
+    """Models to archive, sorted by id. ``size`` of a model in bytes; ``now`` with a time zone."""
     active = {key: record for key, record in view.records.items() if record.state == ACTIVE}
     kept = {key for key in view.aliases.values() if key in active}
     places: dict[str, tuple[int, int]] = {}
@@ -39,8 +41,9 @@ def prune_plan(view: View, policy: PrunePolicy, *, sizes: Mapping[str, int], now
         best = ranked(last)
         kept.update(record.id for record in [*last[: policy.keep_last], *best[: policy.keep_best]])
         order = {record.id: place for place, record in enumerate(best, start=1)}
-        for study in {record.study for record in best if record.study}:
-            kept.update([record.id for record in best if record.study == study][: policy.keep_best])
+        for study in {record.study for record in last if record.study}:  # which may have an objective of its own
+            of_study = ranked([record for record in last if record.study == study])
+            kept.update(record.id for record in of_study[: policy.keep_best])
         places |= {record.id: (order.get(record.id, 0), place) for place, record in enumerate(last, start=1)}
     kept.update(key for key, record in active.items() if _age_days(record, now) < policy.min_age_days)
     pending = list(kept)
@@ -51,7 +54,7 @@ def prune_plan(view: View, policy: PrunePolicy, *, sizes: Mapping[str, int], now
     return [
         PruneItem(
             id=key,
-            size=sizes[key],
+            size=size(active[key]),
             reason=_reason(active[key], places[key], now),
             dependents=sorted(other.id for other in active.values() if key in other.parents),
         )

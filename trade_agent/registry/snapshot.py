@@ -13,14 +13,14 @@ from typing import Any
 
 from trade_agent import safe_io
 from trade_agent.errors import RegistryError
-from trade_agent.registry.events import event_file, event_numbers, read_event
+from trade_agent.registry.events import event_numbers, event_sha256, read_event
 from trade_agent.registry.layout import Layout
 from trade_agent.registry.metadata import ModelMetadata, Objective
 from trade_agent.registry.naming import MODEL_ID, MODEL_TYPES, file_names, metadata_file
 from trade_agent.registry.versions import Version
 
 log = logging.getLogger(__name__)
-FORMAT = 3
+FORMAT = 4
 REFRESH_SECONDS, REFRESH_CHANGES = 5.0, 200
 ACTIVE, ARCHIVED, PURGED = "active", "archived", "purged"
 TOMBSTONE = safe_io.canonical_json({"state": "abandoned"})  # where the metadata of a number that was given up would be
@@ -66,7 +66,8 @@ class ModelRecord:
 
 @dataclass(slots=True)
 class View:
-    """All models by id, tombstones as ``type@version``, and what the events up to ``last_event`` made of them.
+    """All models by id, tombstones as ``type@version``, and what the events up to ``last_event`` made of them, which
+    has the digest ``last_event_sha256``.
 
     ``aliases`` maps ``type@alias`` to an id. ``states`` and ``since`` (ISO time) have the models that were ever
     archived, ``grades`` those that were graded again. ``damaged`` are the numbers of events that cannot be read: they
@@ -81,6 +82,7 @@ class View:
     grades: dict[str, str] = field(default_factory=dict)
     abandoned: set[str] = field(default_factory=set)
     last_event: int = 0
+    last_event_sha256: str = ""
     damaged: list[int] = field(default_factory=list)
     unreadable: list[str] = field(default_factory=list)
 
@@ -92,7 +94,8 @@ class View:
 
         models = [f"    {line(key)}: {line(self.records[key].to_dict())}" for key in sorted(self.records)]
         head = {"abandoned": sorted(self.abandoned), "aliases": self.aliases, "format": FORMAT, "grades": self.grades}
-        head |= {"last_event": self.last_event, "since": self.since, "states": self.states}
+        head |= {"last_event": self.last_event, "last_event_sha256": self.last_event_sha256}
+        head |= {"since": self.since, "states": self.states}
         lines = [f'  "{key}": {line(value)},' for key, value in head.items()] + ['  "models": {']
         text = "\n".join(lines) + "\n" + ",\n".join(models) + "\n  }"
         # A damaged snapshot must be recognised as such, or it would be believed.
@@ -120,6 +123,7 @@ class View:
                 grades=value["grades"],
                 abandoned=set(value["abandoned"]),
                 last_event=value["last_event"],
+                last_event_sha256=value["last_event_sha256"],
             )
         except (KeyError, TypeError) as error:  # the checksum fits, so another program wrote it
             raise RegistryError(
@@ -168,7 +172,8 @@ def parse_metadata(path: Path, data: bytes, model_type: str, version: Version) -
         )
     # Its names become paths: one that was forged must not lead out of the folder.
     names = set(file_names(metadata.model_id, metadata.version).values())
-    if not MODEL_ID.fullmatch(metadata.model_id) or metadata.files.keys() != names:
+    match = MODEL_ID.fullmatch(metadata.model_id)
+    if not match or (match["type"], match["version"]) != (model_type, str(version)) or metadata.files.keys() != names:
         raise RegistryError(f"{path} was not written by the registry", "restore it from a backup")
     return metadata
 
@@ -191,7 +196,7 @@ def read_view(layout: Layout, base: View | None = None, *, until: int | None = N
     """
     if base is None:
         base = layout.known or read_snapshot(layout)
-    if base.last_event and not event_file(layout, base.last_event).exists():
+    if not holds_events(layout, base):
         base = View()  # an event was moved away by hand, and what it did with it
     known = {(record.type, metadata_file(record.version), record.moved): record for record in base.records.values()}
     view = View(
@@ -200,6 +205,7 @@ def read_view(layout: Layout, base: View | None = None, *, until: int | None = N
         since=dict(base.since),
         grades=dict(base.grades),
         last_event=base.last_event,
+        last_event_sha256=base.last_event_sha256,
     )
     for model_type in MODEL_TYPES:
         for name, archived in _found(layout, model_type).items():
@@ -227,6 +233,8 @@ def read_view(layout: Layout, base: View | None = None, *, until: int | None = N
                 log.warning("left out: %s", error)
                 view.damaged.append(number)
             view.last_event = number
+    if view.last_event != base.last_event:
+        view.last_event_sha256 = event_sha256(layout, view.last_event)
     for key, record in view.records.items():
         # Moved by hand, without an event: archived. In a past state the files of today say nothing.
         state = view.states.get(key, ARCHIVED if record.moved and until is None else ACTIVE)
@@ -238,6 +246,11 @@ def read_view(layout: Layout, base: View | None = None, *, until: int | None = N
     if until is None and not view.damaged:  # a damaged event may come back
         layout.known = view
     return view
+
+
+def holds_events(layout: Layout, view: View) -> bool:
+    """Whether the last event that a view knows is still the one that it saw."""
+    return not view.last_event or event_sha256(layout, view.last_event) == view.last_event_sha256
 
 
 def _found(layout: Layout, model_type: str) -> dict[str, bool]:
@@ -282,15 +295,17 @@ def apply_event(view: View, event: dict[str, Any]) -> None:
         view.since[identifier] = event["created"]
 
 
-def refresh(layout: Layout) -> None:
+def refresh(layout: Layout, *, at_once: bool = False) -> None:
     """After a change: write ``registry.json`` where it is old or lacks much, since each reader adds what it lacks.
+
+    ``at_once``: in any case, as after a state change: an event that is lost later is then missed.
 
     No lock: of two that write at once, either leaves a file that lacks a little at most. Not where an event is damaged,
     which may come back. A failing disk is logged: the change itself is made.
     """
     layout.unlisted += 1
     try:
-        if layout.unlisted >= REFRESH_CHANGES or _is_old(layout):
+        if at_once or layout.unlisted >= REFRESH_CHANGES or _is_old(layout):
             view = read_view(layout)
             if not view.damaged:
                 write_snapshot(layout, view)

@@ -37,9 +37,11 @@ from trade_agent.registry.retention import PruneItem, PrunePolicy, prune_plan
 from trade_agent.registry.signing import Signing, signature_file
 from trade_agent.registry.snapshot import (
     ACTIVE,
+    ARCHIVED,
     PURGED,
     ModelRecord,
     View,
+    holds_events,
     read_metadata,
     read_view,
     refresh,
@@ -208,7 +210,9 @@ class ModelRegistry:
     def set_alias(self, reference: str, alias: str) -> None:
         """Let ``type@alias`` mean the model ``reference``, for example ``sac@champion``; moves an alias that exists."""
         if not references.ALIAS.fullmatch(alias) or alias in references.RESERVED_ALIASES:
-            raise RegistryError(f"{alias!r} cannot be an alias", "use a-z, 0-9, '_', '-'; not 'latest' or 'best'")
+            raise RegistryError(
+                f"{alias!r} cannot be an alias", "use a-z, 0-9, '_', '-'; not 'latest', 'best' or a version"
+            )
         record = self._record(reference, include_archived=False)
         with storage_errors(f"setting the alias {alias}"):
             self._change("alias", record.id, model_type=record.type, alias=alias)
@@ -230,15 +234,16 @@ class ModelRegistry:
             self._change("note", record.id, text=text)
 
     def regrade(self, reference: str, policy: GradePolicy) -> GradeDecision:
-        """Grade a model again, from the inputs that are stored with its grade; its files keep their names.
+        """Grade a model again, from its stored metrics and what else its grade was decided by; files keep their names.
 
         Raises ConfigError where the policy asks for a metric that was not stored.
         """
         record = self._record(reference, include_archived=True)
-        inputs = self._metadata(record).grade_decision.get("inputs")
+        metadata = self._metadata(record)
+        inputs = metadata.grade_decision.get("inputs")
         if not inputs:
             raise RegistryError(f"{record.id} was registered without metrics", "it keeps the grade it has")
-        decision = decide_grade(record.type, inputs, policy)
+        decision = decide_grade(record.type, metadata.metrics | inputs, policy)
         with storage_errors(f"grading {record.id}"):
             self._change("grade", record.id, grade=decision.grade.value, decision=finite(decision.as_dict()))
         return decision
@@ -252,16 +257,22 @@ class ModelRegistry:
 
     def restore(self, models: Sequence[str], *, cascade: bool = False) -> tuple[str, ...]:
         """Take archived models back, files bit for bit; ``cascade`` their archived parents too. Returns the ids."""
-        return self._lifecycle("restoring", lifecycle.restore, models, cascade=cascade)
+        return self._lifecycle("restoring", lifecycle.restore, models, selecting=ARCHIVED, cascade=cascade)
 
     def purge(self, models: Sequence[str], *, purge_after_days: float, cascade: bool = False) -> tuple[str, ...]:
         """Delete the files of models archived at least ``purge_after_days`` ago, but their metadata; returns ids."""
-        return self._lifecycle("purging", lifecycle.purge, models, cascade=cascade, purge_after_days=purge_after_days)
+        return self._lifecycle(
+            "purging",
+            lifecycle.purge,
+            models,
+            selecting=ARCHIVED,
+            cascade=cascade,
+            purge_after_days=purge_after_days,
+        )
 
     def prune_plan(self, policy: PrunePolicy) -> Sequence[PruneItem]:
         """What ``prune`` would archive, with the reason; changes nothing."""
-        sizes = {record.id: self._size(record) for record in self.list()}
-        return prune_plan(self.view(), policy, sizes=sizes, now=datetime.datetime.now(datetime.UTC))
+        return prune_plan(self.view(), policy, size=self._size, now=datetime.datetime.now(datetime.UTC))
 
     def prune(self, policy: PrunePolicy) -> tuple[str, ...]:
         """Archive what ``prune_plan`` names. Returns the ids."""
@@ -421,19 +432,21 @@ class ModelRegistry:
 
     # ------------------------------------------------------------ inside
 
-    def _record(self, reference: str, *, include_archived: bool) -> ModelRecord:
+    def _record(self, reference: str, *, include_archived: bool, selecting: str = ACTIVE) -> ModelRecord:
         with storage_errors(f"reading {self.root}"):
             seen = self._seen(reference)
         if seen is not None and (include_archived or seen.state == ACTIVE):
             return seen
-        return references.resolve(self.view(), self._without_path(reference), include_archived=include_archived)
+        return references.resolve(
+            self.view(), self._without_path(reference), include_archived=include_archived, selecting=selecting
+        )
 
     def _seen(self, identifier: str) -> ModelRecord | None:
         """The record of an exact id that this process has seen, where no event came since: models never change."""
         known: View | None = self.layout.known
         if known is None or event_file(self.layout, known.last_event + 1).exists():
             return None
-        if known.last_event and not event_file(self.layout, known.last_event).exists():
+        if not holds_events(self.layout, known):
             return None
         return known.records.get(identifier)
 
@@ -467,13 +480,20 @@ class ModelRegistry:
         """Store a state change, unless one that is damaged has to be put back first."""
         lifecycle.changeable_view(self.layout)
         append_event(self.layout, kind, model_id, **fields)
-        refresh(self.layout)
+        refresh(self.layout, at_once=True)
 
     def _lifecycle(
-        self, action: str, step: Callable[..., Sequence[str]], wanted: Sequence[str], **options: Any
+        self,
+        action: str,
+        step: Callable[..., Sequence[str]],
+        wanted: Sequence[str],
+        *,
+        selecting: str = ACTIVE,
+        **options: Any,
     ) -> tuple[str, ...]:
         """Resolve references, archived ones included, and take the step with all of them."""
-        identifiers = list(dict.fromkeys(self._record(each, include_archived=True).id for each in wanted))
+        records = [self._record(each, include_archived=True, selecting=selecting) for each in wanted]
+        identifiers = list(dict.fromkeys(record.id for record in records))
         with storage_errors(f"{action} {', '.join(identifiers)}"):
             return tuple(step(self.layout, identifiers, **options))
 

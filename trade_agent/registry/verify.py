@@ -14,6 +14,7 @@ from trade_agent.registry.naming import METADATA_FILE, MODEL_TYPES, data_file_ve
 from trade_agent.registry.publish import read_claim, run_claims
 from trade_agent.registry.signing import Signing, signature_file
 from trade_agent.registry.snapshot import ACTIVE, PURGED, View, parse_metadata, read_view
+from trade_agent.registry.versions import Version
 
 ERROR, NOTE = "error", "note"
 REPAIR = "trade-agent registry repair finishes it"
@@ -85,8 +86,11 @@ def verify(root: Path | str, *, deep: bool = False, signing: Signing | None = No
     _check_parents(check)
     _check_events(check)
     _check_snapshot(check)
-    for path in left_overs(check.layout):
+    private = left_overs(check.layout)
+    for path in private:
         check.add(NOTE, "temporary", path, "left by a writer that died, or still at work; trade-agent registry gc")
+    for path in {check.layout.temp / name for name in names(check.layout.temp)} - set(private):
+        check.add(NOTE, "unknown", path, "was not put here by the registry, which leaves it alone")
     return check.findings
 
 
@@ -184,6 +188,10 @@ def _check_claims(check: _Check, model_type: str) -> None:
     for version in sorted(settled - claimed):
         check.add(ERROR, "claim", claims / f"v{version}", "missing: the number is in use without a claim")
     for version in sorted(claimed - settled):
+        if check.layout.committed(model_type, version).exists():
+            lost = check.layout.folder(model_type) / metadata_file(version)
+            check.add(ERROR, "missing", lost, "was registered, and is gone: trade-agent registry repair brings it back")
+            continue
         reason = f"no {metadata_file(version)}: a registration that is under way or was not completed"
         check.add(NOTE, "unfinished", claims / f"v{version}", reason)
     models = {m.metadata.version: m.metadata for m in check.models.values() if m.metadata.model_type == model_type}
@@ -203,13 +211,33 @@ def _check_claims(check: _Check, model_type: str) -> None:
         named = f"v{claim['version']}" if name.startswith("v") else f"run-{claim['run_id']}"
         if name != named and not re.fullmatch(re.escape(named) + r"~\d+", name):
             check.add(ERROR, "claim", claims / name, f"was made for {named}")
+    for version in check.layout.versions(model_type) + check.layout.versions(model_type, archived=True):
+        _check_copy(check, model_type, version, models.get(str(version)))
     for metadata in unnamed.values():
         reason = f"missing or damaged: the run would register {metadata.model_id} a second time"
         check.add(ERROR, "claim", claims / f"run-{metadata.run_id}", reason)
-    known = {f"v{version}" for version in claimed} | set(run_claims(check.layout, model_type))
+    known = {f"v{version}{end}" for version in claimed | settled for end in ("", ".json")} | set(
+        run_claims(check.layout, model_type)
+    )
     for name in names(claims):
         if name not in known:
             check.add(ERROR, "unknown", claims / name, "is not a claim")
+
+
+def _check_copy(check: _Check, model_type: str, version: Version, metadata: ModelMetadata | None) -> None:
+    """The copy of a model's metadata, from which a lost one comes back."""
+    path = check.layout.committed(model_type, version)
+    if metadata is None:
+        return
+    if not path.exists():
+        check.add(NOTE, "claim", path, f"missing: the second copy of the metadata; {REPAIR}")
+        return
+    try:
+        digest = safe_io.sha256_bytes(safe_io.read_bytes(path, max_bytes=safe_io.MAX_JSON_BYTES))
+        if digest != check.models[metadata.model_id].metadata_sha256:
+            raise RegistryError("altered: it is not the metadata of the model any more")
+    except RegistryError as error:
+        check.add(ERROR, "claim", path, str(error))
 
 
 def _check_preprocessors(check: _Check) -> None:

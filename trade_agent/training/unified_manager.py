@@ -310,7 +310,8 @@ class UnifiedTrainingManager:
         )
 
     def _tried(self, planned: PlannedStage, plan: Plan, dataset: MarketDataset) -> int:
-        """Other models of the same kind that were judged on some of these test rows: each was a chance to be lucky.
+        """Other models of the same kind that were judged on some of these test rows: each was a chance to be lucky,
+        archived since or not.
 
         The same recipe and seed again is no other chance, and neither are the models this one is built on.
         """
@@ -330,7 +331,9 @@ class UnifiedTrainingManager:
             return model.data.symbols == symbols and start <= last and first <= stop
 
         kinds = [kind for kind in MODEL_KINDS if MODEL_KINDS[kind] == MODEL_KINDS[planned.model_type]]
-        others = {trial_of(model) for kind in kinds for model in self.registry.find(kind, overlaps)}
+        others = {
+            trial_of(model) for kind in kinds for model in self.registry.find(kind, overlaps, include_archived=True)
+        }
         return len(others - own)
 
     def _run_stage(self, planned: PlannedStage, plan: Plan, context: StageContext) -> StageOutcome:
