@@ -92,7 +92,9 @@ UNITS = (
         required=True,
         overrides=(
             *("model.num_envs=4", "model.rollout_steps=1024", "model.epochs=10", "model.batch_size=64"),
-            *("model.gamma=0.9", "model.gae_lambda=0.95", "model.learning_rate=1e-3"),
+            *("model.gamma=0.95", "model.gae_lambda=0.95", "model.learning_rate=1e-3"),
+            *("model.learning_rate_schedule=linear", "model.normalise_reward=true", "model.activation=silu"),
+            "env.check_episodes=50",
         ),
     ),
     Unit(

@@ -263,13 +263,14 @@ def resume(
 @app.command()
 def reproduce(
     reference: Annotated[str, typer.Argument(help="An id, hybrid@latest, hybrid@best, hybrid@1.0.0, ...")],
+    data: Annotated[Path | None, typer.Option("--data", help="Its data file, where that has moved.")] = None,
     as_json: Json = False,
     models_dir: Models = DEFAULT_MODELS,
 ) -> None:
     """Train a model again from its stored config, seed and data, and compare. Exit code 1 when it differs."""
     from trade_agent.training.reproduce import reproduce as train_again
 
-    rows = train_again(open_registry(models_dir), reference, quiet=as_json)
+    rows = train_again(open_registry(models_dir), reference, data=data, quiet=as_json)
     if as_json:
         print_json([dataclasses.asdict(row) | {"equal": row.equal} for row in rows])
     else:

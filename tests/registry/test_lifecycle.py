@@ -1,5 +1,6 @@
 """Archive, restore, purge, prune and repair: bit for bit, nothing a live model depends on, no dangling name."""
 
+import dataclasses
 import datetime
 import os
 import shutil
@@ -12,7 +13,7 @@ from trade_agent.registry import lifecycle, snapshot
 from trade_agent.registry.events import append_event
 from trade_agent.registry.retention import PrunePolicy, prune_plan
 from trade_agent.registry.verify import is_clean
-from trade_agent.training.model_registry import ModelRegistry, verify
+from trade_agent.training.model_registry import ModelRegistry, Objective, verify
 
 
 @pytest.fixture
@@ -336,6 +337,63 @@ def test_an_event_that_is_gone_is_missed_and_forgotten(registry, make_draft):
             reader.resolve("sac@champion")
     registry.rebuild()
     assert verify(registry.root) == []
+
+
+def test_the_number_of_a_lost_event_is_given_anew_and_nobody_believes_the_old_one(registry, make_draft):
+    """Three readers of the time before: this process, another one, and registry.json."""
+    first, second = (registry.register(**make_draft(seed=seed)).model_id for seed in (1, 2))
+    registry.set_alias(first, "champion")
+    other = ModelRegistry(registry.root, durability="relaxed")
+    assert other.resolve("sac@champion") == first
+    (registry.root / ".registry/events/00000001.json").unlink()
+    registry.set_alias(second, "challenger")
+    for reader in (registry, other, ModelRegistry(registry.root)):
+        assert reader.resolve("sac@challenger") == second
+        with pytest.raises(RegistryError, match="there is no model 'sac@champion'"):
+            reader.resolve("sac@champion")
+
+
+@pytest.mark.parametrize("lost", ["damaged", "missing"])
+def test_nothing_changes_while_an_event_is_lost_also_where_the_overview_has_seen_it(registry, make_draft, lost):
+    model = registry.register(**make_draft(seed=1)).model_id
+    registry.set_alias(model, "champion")
+    registry.note(model, "checked")
+    path = registry.root / ".registry/events/00000001.json"
+    path.unlink()
+    if lost == "damaged":
+        path.write_bytes(b"{}")
+    assert ("error", "event") in {(finding.severity, finding.kind) for finding in verify(registry.root)}
+    registry = ModelRegistry(registry.root, durability="relaxed")
+    with pytest.raises(RegistryError, match="so nothing can be changed"):
+        registry.note(model, "again")
+    assert len(registry.history()) == 2 - (lost == "missing")
+    path.unlink(missing_ok=True)
+    assert registry.repair() == ("event 1: given up, it is missing",)
+    registry.note(model, "again")
+    assert [event["type"] for event in registry.history()] == ["lost", "note", "note"]
+    registry.rebuild()
+    assert is_clean(verify(registry.root))
+
+
+def test_the_best_of_a_search_stay_whatever_it_was_for(registry, make_draft):
+    for seed in range(6):
+        objective = Objective(name="sharpe", value=float(seed), direction="max")
+        registry.register(**make_draft(seed=seed, study="first", objective=objective))
+    for seed in range(6, 9):
+        objective = Objective(name="sortino", value=float(seed), direction="max")
+        registry.register(**make_draft(seed=seed, objective=objective))
+    plan = registry.prune_plan(PrunePolicy(keep_best=2, keep_last=1, min_age_days=0))
+    assert {registry.get(item.id).seed for item in plan} == {0, 1, 2, 3, 6}
+
+
+def test_metadata_that_takes_the_id_of_another_model_is_refused(registry, make_draft):
+    model = registry.register(**make_draft(seed=1))
+    forged = dataclasses.replace(model, model_type="td3", version="9.0.0").to_json()
+    (registry.root / "td3/metadata_v9.0.0.json").write_bytes(forged)
+    fresh = ModelRegistry(registry.root, durability="relaxed")
+    assert fresh.resolve("sac@latest") == model.model_id
+    assert [record.type for record in fresh.list()] == ["sac"]
+    assert ("error", "metadata") in {(finding.severity, finding.kind) for finding in verify(registry.root)}
 
 
 def test_past_states_are_those_that_were_seen_then(registry, make_draft):

@@ -76,3 +76,18 @@ def test_a_model_without_the_metrics_keeps_its_grade(registry, make_draft, decis
         registry.regrade(model, policy_from_dict(policy_values()))
     assert registry.history() == ()
     assert registry.view().records[model].grade == "B"
+
+
+def test_any_stored_metric_can_be_graded_by(registry, make_draft):
+    values = policy_values()
+    decision = grade("sac", random_metrics(random.Random(1)), policy_from_dict(values))
+    values["trading"]["criteria"].append(
+        {"metric": "sortino", "thresholds": dict(values["trading"]["criteria"][0]["thresholds"])}
+    )
+    for seed, metrics in enumerate(({"sortino": 3.0}, {})):
+        model = registry.register(**make_draft(seed=seed, metrics=metrics, grade_decision=decision.as_dict())).model_id
+        if metrics:
+            assert registry.regrade(model, policy_from_dict(values)).inputs["sortino"] == 3.0
+        else:
+            with pytest.raises(ConfigError, match="sortino"):
+                registry.regrade(model, policy_from_dict(values))

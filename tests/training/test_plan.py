@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from trade_agent.errors import DataError, RegistryError
+from trade_agent.training.model_registry import ModelRegistry
 from trade_agent.training.plan import Plan, check_parent
 from trade_agent.training.unified_manager import UnifiedTrainingManager, require_parents
 
@@ -241,3 +242,7 @@ def test_repeating_a_run_is_no_further_trial(trained: Any) -> None:
     assert trials("stage=cnn_lstm", "seed=9") == 1
     # Two agents and two hybrids are neither this hybrid nor its parent; with the ensemble that makes five.
     assert trials(*HYBRID) == 5
+    registry = ModelRegistry(trained.root / "models")
+    [ensemble] = registry.archive(["ensemble@latest"])
+    assert trials(*HYBRID) == 5  # it was looked at all the same
+    registry.restore([ensemble])

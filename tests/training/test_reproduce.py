@@ -53,6 +53,20 @@ def test_another_seed_comes_out_different(registry, monkeypatch):
     assert "weights_sha256" in {row.name for row in rows if not row.equal}
 
 
+def test_parents_are_those_it_was_trained_on_whatever_their_names_mean_by_now(registry, monkeypatch):
+    """The references of the config go by, and an alias among them need not exist any more."""
+    load = registry.load
+
+    def with_references(reference, **options):
+        loaded = load(reference, **options)
+        if "cnn_lstm_model" in loaded.config["upstream"]:
+            loaded.config["upstream"]["cnn_lstm_model"] = "cnn_lstm@champion"
+        return loaded
+
+    monkeypatch.setattr(registry, "load", with_references)
+    assert [row for row in reproduce(registry, "sac@1", quiet=True) if not row.equal] == []
+
+
 def test_nan_equals_nan_and_nothing_else_does():
     assert Comparison("x", float("nan"), float("nan")).equal
     assert not Comparison("x", float("nan"), None).equal

@@ -3,7 +3,7 @@
 import math
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from trade_agent.config.schema import TrainingConfig
 from trade_agent.errors import RegistryError
 from trade_agent.registry.metadata import ModelMetadata, plain_hash
 from trade_agent.registry.naming import file_names, metadata_file
-from trade_agent.registry.store import ModelRegistry
+from trade_agent.registry.store import LineageLink, ModelRegistry
 from trade_agent.training.plan import Plan, PlannedStage
 from trade_agent.training.unified_manager import UnifiedTrainingManager
 
@@ -34,8 +34,12 @@ class Comparison:
         return first == second or both_nan
 
 
-def reproduce(registry: ModelRegistry, reference: str, *, quiet: bool = False) -> list[Comparison]:
+def reproduce(
+    registry: ModelRegistry, reference: str, *, data: Path | None = None, quiet: bool = False
+) -> list[Comparison]:
     """Train the model anew with its own configuration and seed, on its own parents, in a registry that is thrown away.
+
+    data: the file that it was trained on, where that is not where it was any more; its fingerprint is compared.
 
     Raises:
         RegistryError: the model was imported, its data are not those it was trained on, or its recipe is not what this
@@ -51,7 +55,8 @@ def reproduce(registry: ModelRegistry, reference: str, *, quiet: bool = False) -
     with tempfile.TemporaryDirectory(prefix="reproduce-") as name:
         folder = Path(name)
         copy_ancestors(registry, model.model_id, folder / "models")
-        manager = UnifiedTrainingManager(_config(stored.config, folder), run_dir=folder / "run", quiet=quiet)
+        config = _config(stored.config, folder, registry.lineage(model.model_id)["up"], data)
+        manager = UnifiedTrainingManager(config, run_dir=folder / "run", quiet=quiet)
         dataset, plan = manager.prepare()
         if dataset.bars.fingerprint != model.data.fingerprint:
             raise RegistryError(
@@ -96,8 +101,18 @@ def copy_ancestors(registry: ModelRegistry, reference: str, root: Path) -> None:
             shutil.copyfile(source / name, target / name)
 
 
-def _config(content: dict[str, Any], folder: Path) -> TrainingConfig:
+def _config(content: dict[str, Any], folder: Path, up: Sequence[LineageLink], data: Path | None) -> TrainingConfig:
+    """The stored config, with the parents it names by their ids: an alias, or `@latest`, means others in time."""
     config = from_content(content)
+    upstream, changes = config.upstream, dict[str, Any]()
+    for name, role in (("cnn_lstm_model", "forecaster"), ("rl_model", "agent")):
+        if getattr(upstream, name, None):
+            changes[name] = next((link.parent for link in up if link.role == role), getattr(upstream, name))
+    if getattr(upstream, "models", None):
+        changes["models"] = [link.parent for link in up if link.role == "member"]
+    config = replace(config, upstream=replace(upstream, **changes))
+    if data is not None:
+        config = replace(config, data=replace(config.data, path=str(data.resolve())))
     return replace(config, paths=replace(config.paths, models=str(folder / "models"), outputs=str(folder / "outputs")))
 
 
