@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from trade_agent import safe_io
 from trade_agent.errors import PreprocessingError
+from trade_agent.preprocessing import pipeline as module
 from trade_agent.preprocessing.pipeline import PreprocessingPipeline, StepSpec
 from trade_agent.preprocessing.schema import check_names
 from trade_agent.preprocessing.templates import TEMPLATES, template_steps
@@ -160,31 +161,66 @@ def test_a_damaged_state_is_refused(make_bars, path, value, message):
         PreprocessingPipeline.from_state(state)
 
 
-def test_input_schema_names_the_field(make_bars):
-    bars = make_bars(100)
-    pipeline = PreprocessingPipeline([StepSpec("atr")]).fit(make_bars(300), range(300))
+# What a pipeline over high, low and close is given instead of them, and what it says.
+OTHER_INPUTS = {
+    "missing": (lambda c: {"high": c["high"], "close": c["close"]},
+                "column 'low' is missing; expected, in this order: high, low, close"),
+    "extra": (lambda c: c | {"vwap": c["close"]},
+              "column 'vwap' is not expected; expected, in this order: high, low, close"),
+    "reordered": (lambda c: {name: c[name] for name in ("low", "high", "close")},
+                  "column 'low' stands at position 0, where 'high' is expected; reorder to: high, low, close"),
+    "retyped": (lambda c: c | {"low": c["low"].astype(np.float32)},
+                "column 'low' has type float32, expected float64; convert the column"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("change", OTHER_INPUTS)
+def test_other_columns_than_the_schema_has_are_named(make_bars, change):
+    bars = make_bars(300)
+    pipeline = PreprocessingPipeline([StepSpec("atr")]).fit(bars, range(300))
     columns = {name: getattr(bars, name) for name in ("high", "low", "close")}
+    assert pipeline.contract["columns"] == list(columns)
     pipeline.check_input(columns, bar_seconds=86_400)
-    with pytest.raises(PreprocessingError, match="column 'low' is missing; expected, in this order: high, low, close"):
-        pipeline.check_input({"high": bars.high, "close": bars.close}, bar_seconds=86_400)
-    with pytest.raises(PreprocessingError, match="column 'vwap' is not expected"):
-        pipeline.check_input({**columns, "vwap": bars.open}, bar_seconds=86_400)
-    with pytest.raises(PreprocessingError, match="column 'low' stands at position 0, where 'high' is expected"):
-        pipeline.check_input({n: columns[n] for n in ("low", "high", "close")}, bar_seconds=86_400)
-    with pytest.raises(PreprocessingError, match="column 'low' has type float32, expected float64"):
-        pipeline.check_input(columns | {"low": bars.low.astype(np.float32)}, bar_seconds=86_400)
+    alter, message = OTHER_INPUTS[change]
+    with pytest.raises(PreprocessingError) as caught:
+        pipeline.check_input(alter(columns), bar_seconds=86_400)
+    assert str(caught.value) == message
+
+
+def test_bars_of_another_frequency_are_named(make_bars):
+    pipeline = PreprocessingPipeline([StepSpec("atr")]).fit(make_bars(300), range(300))
     with pytest.raises(PreprocessingError, match="bar_seconds is 3600, the pipeline was fitted on bars of 86400"):
         pipeline.transform(make_bars(300, bar_seconds=3600))
-    with pytest.raises(PreprocessingError, match="feature 'a' occurs twice"):
-        check_names(["a", "a"], ["a"], what="feature")
 
 
-def test_a_nan_price_is_refused(make_bars):
+def test_a_signal_that_the_bars_lack_is_named(make_bars):
+    bars = make_bars(100)
+    with_signal = dataclasses.replace(bars, signals={"mood": bars.close.copy()})
+    pipeline = PreprocessingPipeline([StepSpec("signal", {"name": "mood"})]).fit(with_signal, range(100))
+    with pytest.raises(PreprocessingError, match="column 'mood' is missing; expected, in this order: mood"):
+        pipeline.transform(bars)
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [("close", np.nan), ("open", 0.0), ("low", -1.0), ("high", np.inf), ("volume", -1.0), ("volume", np.inf)],
+)
+def test_a_value_out_of_its_range_is_named_with_its_place(make_bars, column, value):
     bars = make_bars(300)
     pipeline = PreprocessingPipeline(SMALL).fit(bars, range(200))
-    bars.close[250] = np.nan
-    with pytest.raises(PreprocessingError, match="column 'close' of S0 is nan at 2015-09-12"):
+    getattr(bars, column)[250] = value
+    wanted = "finite and not negative" if column == "volume" else "a finite price above 0"
+    with pytest.raises(
+        PreprocessingError, match=f"column '{column}' of S0 is {value} at 2015-09-12.*, expected {wanted}"
+    ):
         pipeline.transform(bars)
+    bars.tradable[250] = False  # a row that is no bar is not looked at
+    assert pipeline.transform(bars).values.shape[0] == 300
+
+
+def test_names_that_occur_twice_are_refused():
+    with pytest.raises(PreprocessingError, match="feature 'a' occurs twice"):
+        check_names(["a", "a"], ["a"], what="feature")
 
 
 def test_misuse_is_refused(make_bars):
@@ -215,6 +251,27 @@ def test_contract_names_meaning_and_content_names_the_fit(make_bars):
         PreprocessingPipeline(SMALL).fit(make_bars(400, 2), range(300)),
     ]
     assert len({first.contract_hash, *(other.contract_hash for other in others)}) == 6
+
+
+def test_the_content_covers_steps_parameters_order_code_rows_and_data(make_bars, monkeypatch):
+    bars = make_bars(300)
+
+    def content(steps=SMALL, rows=range(200), bars=bars):
+        return PreprocessingPipeline(steps).fit(bars, rows).content_hash
+
+    assert content() == content()
+    hashes = {
+        content(),
+        content([*SMALL, StepSpec("clip")]),
+        content([*SMALL, StepSpec("clip", {"limit": 3.0})]),
+        content([StepSpec("log_return", {"lags": [5, 1]}), *SMALL[1:]]),
+        content([SMALL[1], SMALL[0], SMALL[2]]),
+        content(rows=range(1, 200)),
+        content(rows=range(201)),
+        content(bars=make_bars(300, seed=1)),
+    }
+    monkeypatch.setattr(module, "CODE_VERSION", module.CODE_VERSION + 1)
+    assert len(hashes | {content()}) == 9
 
 
 @pytest.mark.parametrize(

@@ -3,11 +3,15 @@
 import errno
 import os
 
+import numpy as np
 import pytest
 
+from trade_agent.data.bars import Bars
 from trade_agent.errors import RegistryError
+from trade_agent.preprocessing.specs import StepSpec
 from trade_agent.registry import layout as layout_module
 from trade_agent.training.model_registry import ModelRegistry, verify
+from trade_agent.training.preprocessor_manager import PreprocessorManager
 
 
 @pytest.fixture(autouse=True)
@@ -36,6 +40,23 @@ def test_a_model_goes_through_its_whole_life(registry, make_draft):
     registry.purge([second], purge_after_days=0)
     assert [record.id for record in registry.list()] == [first]
     assert verify(registry.root) == []
+
+
+def test_a_pipeline_is_stored_and_found(tmp_path):
+    close = np.linspace(100.0, 110.0, 50)[:, None]
+    bars = Bars(
+        timestamps=np.datetime64("2020-01-01", "ns") + np.arange(50) * np.timedelta64(1, "D"),
+        symbols=("X",), tradable=np.ones((50, 1), dtype=bool), calendar="24/7", bar_seconds=86_400,
+        **dict.fromkeys(("open", "high", "low", "close", "volume"), close),
+    )  # fmt: skip
+    manager = PreprocessorManager(tmp_path)
+    for stop in (40, 41):
+        pipeline = manager.create(steps=[StepSpec("log_return", {"lags": [1]})]).fit(bars, range(stop))
+        manager.save(pipeline, data_fingerprint="data", rows=range(stop))
+        assert manager.load(pipeline.version).content_hash == pipeline.content_hash
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "metadata_v1.0.0.json", "metadata_v1.1.0.json", "preprocessor_v1.0.0.pkl", "preprocessor_v1.1.0.pkl"
+    ]  # fmt: skip
 
 
 def test_two_writers_share_no_number(registry, make_draft, fork):

@@ -190,7 +190,14 @@ class PreprocessingPipeline:
 
     def require_same_contract(self, other: PreprocessingPipeline) -> None:
         """Raise PreprocessingError naming both versions and what differs, unless the contracts are equal."""
-        check_same_contract(self.contract, self.version, other.contract, other.version)
+        differences = contract_differences(self.contract, other.contract)
+        if differences:
+            more = f" and {len(differences) - 5} more" if len(differences) > 5 else ""
+            raise PreprocessingError(
+                f"preprocessing {self.version or '(not saved)'} and {other.version or '(not saved)'} have different "
+                f"contracts: {'; '.join(differences[:5])}{more}",
+                "use the pipeline the model was trained with, or train the model again",
+            )
 
     def to_state(self) -> dict[str, Any]:
         """The fitted pipeline as plain values and float64 arrays; ``from_state`` gives it back."""
@@ -276,20 +283,6 @@ class PreprocessingPipeline:
                 "give more train rows or choose features with shorter windows",
             )
         return pooled
-
-
-def check_same_contract(
-    first: Mapping[str, Any], first_version: str | None, second: Mapping[str, Any], second_version: str | None
-) -> None:
-    """Raise PreprocessingError naming both versions and what differs, unless the contracts are equal."""
-    differences = contract_differences(first, second)
-    if differences:
-        more = f" and {len(differences) - 5} more" if len(differences) > 5 else ""
-        raise PreprocessingError(
-            f"preprocessing {first_version or '(not saved)'} and {second_version or '(not saved)'} have different "
-            f"contracts: {'; '.join(differences[:5])}{more}",
-            "use the pipeline the model was trained with, or train the model again",
-        )
 
 
 def _series(bars: Bars, asset: int, rows: np.ndarray) -> AssetSeries:

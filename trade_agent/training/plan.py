@@ -12,7 +12,7 @@ from typing import Any
 
 from trade_agent.config import schema
 from trade_agent.config.schema import TrainingConfig
-from trade_agent.errors import RegistryError
+from trade_agent.errors import PreprocessingError, RegistryError
 from trade_agent.preprocessing.pipeline import PreprocessingPipeline
 from trade_agent.registry.metadata import ModelMetadata, plain_hash
 from trade_agent.registry.store import ModelRegistry
@@ -291,6 +291,7 @@ def fit_to_parents(dataset: MarketDataset, registry: ModelRegistry, references: 
     """
     models = list(references.models.values())
     for model in models:
+        check_features(model, dataset, registry)
         check_parent(model, dataset)
     if not models:
         return dataset
@@ -305,15 +306,23 @@ def fit_to_parents(dataset: MarketDataset, registry: ModelRegistry, references: 
     return with_pipeline(dataset, PreprocessingPipeline.from_state(state))
 
 
-def check_parent(model: ModelMetadata, dataset: MarketDataset) -> None:
-    """Refuse a named model that reads other features, or that has seen rows on which this run would be tested."""
-    if model.preprocessor.contract_hash != dataset.pipeline.contract_hash:
+def check_features(model: ModelMetadata, dataset: MarketDataset, registry: ModelRegistry) -> None:
+    """Refuse a named model that reads other features: says both versions of the preprocessing, and what differs."""
+    if model.preprocessor.contract_hash == dataset.pipeline.contract_hash:
+        return
+    try:
+        pipeline = PreprocessingPipeline.from_state(registry.load(model.model_id).preprocessor_state)
+        pipeline.version = model.preprocessor.version
+        pipeline.require_same_contract(dataset.pipeline)
+    except PreprocessingError as error:
         raise RegistryError(
-            f"{model.model_id} reads other features: its preprocessing contract is "
-            f"{model.preprocessor.contract_hash[:12]} ({model.preprocessor.version}), this run's is "
-            f"{dataset.pipeline.contract_hash[:12]}",
+            f"{model.model_id} reads other features: {error.message}",
             "use the preprocessing= and data= it was trained with, or train another parent",
-        )
+        ) from error
+
+
+def check_parent(model: ModelMetadata, dataset: MarketDataset) -> None:
+    """Refuse a named model of another market, or one that has seen rows on which this run would be tested."""
     if len(model.data.symbols) != dataset.num_assets and model.model_type != "cnn_lstm":
         raise RegistryError(
             f"{model.model_id} trades {len(model.data.symbols)} assets, this run has {dataset.num_assets}",

@@ -15,7 +15,7 @@ import os
 import re
 import socket
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -24,8 +24,9 @@ from trade_agent import safe_io
 from trade_agent.data.bars import Bars
 from trade_agent.errors import PreprocessingError, RegistryError
 from trade_agent.preprocessing.cache import FeatureCache, cache_key
-from trade_agent.preprocessing.pipeline import FeatureTable, PreprocessingPipeline, StepSpec, check_same_contract
+from trade_agent.preprocessing.pipeline import FeatureTable, PreprocessingPipeline, StepSpec
 from trade_agent.preprocessing.templates import template_steps
+from trade_agent.registry.layout import link_new
 
 __all__ = ["PreprocessingPipeline", "PreprocessorManager", "PreprocessorMetadata"]
 
@@ -132,15 +133,6 @@ class PreprocessorManager:
         versions = sorted(_versions(self.root, "metadata_", ".json"))
         return [_read_metadata(self.root / f"metadata_{_text(version)}.json", _text(version)) for version in versions]
 
-    def check_compatible(self, pipeline: PreprocessingPipeline, contract: Mapping[str, Any]) -> None:
-        """Raise PreprocessingError naming both versions and the differing keys unless ``contract`` is the pipeline's.
-
-        ``contract`` is the one a model was trained with; its version is looked up in this store.
-        """
-        wanted = safe_io.sha256_bytes(safe_io.canonical_json(contract))
-        versions = [metadata.version for metadata in self.list() if metadata.contract_hash == wanted]
-        check_same_contract(pipeline.contract, pipeline.version, contract, versions[-1] if versions else None)
-
     def transform(self, pipeline: PreprocessingPipeline, bars: Bars) -> FeatureTable:
         """``pipeline.transform(bars)``, from the cache where the same content has transformed the same bars."""
         key = cache_key(kind="transform", pipeline=pipeline.content_hash, data=bars.fingerprint)
@@ -187,7 +179,7 @@ class PreprocessorManager:
         try:
             _write_new(temporary, data)
             version = self._next_version(pipeline.contract_hash)
-            while not _link_new(temporary, self._file(_text(version))):
+            while not link_new(temporary, self._file(_text(version))):
                 version = self._next_version(pipeline.contract_hash)
             temporary.unlink()
             safe_io.sync(self.root)
@@ -204,7 +196,7 @@ class PreprocessorManager:
                 sha256=safe_io.sha256_bytes(data),
             )
             _write_new(temporary, safe_io.checked_json(asdict(metadata)))
-            if not _link_new(temporary, self.root / f"metadata_{_text(version)}.json"):
+            if not link_new(temporary, self.root / f"metadata_{_text(version)}.json"):
                 raise RegistryError(f"{self.root} already has metadata of {_text(version)} without its file", _RESTORE)
             safe_io.sync(self.root)
         finally:
@@ -255,16 +247,6 @@ def _write_new(path: Path, data: bytes) -> None:
         file.flush()
         os.fsync(file.fileno())
     path.chmod(0o444)
-
-
-def _link_new(source: Path, target: Path) -> bool:
-    """Give ``source`` the second name ``target``; False when that name is taken."""
-    try:
-        os.link(source, target)
-    except FileExistsError:
-        # Over NFS the reply to a link that succeeded can be lost and the repeated request then finds its own work.
-        return source.samefile(target)
-    return True
 
 
 def _read_metadata(path: Path, version: str) -> PreprocessorMetadata:
