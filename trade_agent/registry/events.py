@@ -5,6 +5,7 @@ the second has no effect, and whoever wrote it sees that by folding the events a
 """
 
 import datetime
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from trade_agent import safe_io
 from trade_agent.errors import RegistryError
 from trade_agent.registry.layout import Layout, link_new, names
 
+EVENT_FILE = re.compile(r"([0-9]{8})\.json")
 # What an event of each type holds besides `type`, `model_id` and `created`; all are texts but `decision`.
 FIELDS: dict[str, frozenset[str]] = {
     "alias": frozenset({"model_type", "alias"}),  # an empty model_id takes the alias away
@@ -75,8 +77,14 @@ def close_gaps(layout: Layout) -> list[int]:
 
 
 def event_numbers(layout: Layout) -> list[int]:
-    """Numbers of the stored events, ascending."""
-    return [int(name[:-5]) for name in names(layout.events) if len(name) == 13 and name[:8].isdigit()]
+    """Numbers of the stored events, ascending.
+
+    A listing of a large folder can lack a name that came while it was made, and have the one after it: where a number
+    is missing, the file is asked for.
+    """
+    listed = {int(match[1]) for match in map(EVENT_FILE.fullmatch, names(layout.events)) if match}
+    every = range(1, max(listed, default=0) + 1)
+    return [number for number in every if number in listed or event_file(layout, number).exists()]
 
 
 def read_event(layout: Layout, number: int) -> dict[str, Any]:

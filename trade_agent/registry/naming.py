@@ -21,8 +21,10 @@ MODEL_ID = re.compile(
     rf"(?P<type>{'|'.join(MODEL_TYPES)})_v(?P<version>{_VERSION})_grade_(?:{_GRADE})_{_TOKEN}_(?:{_NUMBER})"
 )
 METADATA_FILE = re.compile(rf"metadata_v(?P<version>{_VERSION})\.json")
+CLAIM_FILE = re.compile(rf"v(?P<version>{_VERSION})")
+COMMITTED_FILE = re.compile(rf"v(?P<version>{_VERSION})\.json")
 _DATA_FILE = re.compile(
-    r".+_v(\d+\.\d+\.\d+)_grade_.+\.pth|(?:preprocessor|config|metadata)_v(\d+\.\d+\.\d+)\.(?:pkl|json|sig)"
+    rf".+_v({_VERSION})_grade_.+\.pth|(?:preprocessor|config|metadata)_v({_VERSION})\.(?:pkl|json|sig)"
 )
 
 
