@@ -106,7 +106,7 @@ def test_preprocessor_manager() -> None:
     """Create a pipeline, fit it on train rows, save it, load it: the same features come out."""
     bars = sample_bars()
     with tempfile.TemporaryDirectory() as folder:
-        manager = PreprocessorManager(Path(folder))
+        manager = PreprocessorManager(Path(folder) / "preprocessors")
         pipeline = manager.create(template="minimal").fit(bars, range(20, 300))
         stored = manager.save(pipeline, data_fingerprint=bars.fingerprint, rows=range(20, 300))
         assert stored.version == "v1.0.0"

@@ -1,4 +1,6 @@
+import errno
 import multiprocessing
+import os
 import random
 import shutil
 
@@ -9,6 +11,7 @@ from trade_agent import safe_io
 from trade_agent.data.bars import Bars
 from trade_agent.errors import PreprocessingError, RegistryError, UnsafeFileError
 from trade_agent.preprocessing.pipeline import StepSpec
+from trade_agent.registry.layout import Layout
 from trade_agent.registry.naming import MODEL_TYPES
 from trade_agent.registry.verify import is_clean, verify
 from trade_agent.training import preprocessor_manager as module
@@ -194,28 +197,55 @@ def test_damaged_metadata_is_named(manager, change):
         manager.list()
 
 
-@pytest.mark.parametrize("crash_at", ["link_new", "sync", "_write_new"])
-@pytest.mark.parametrize("call", [1, 2])
+@pytest.mark.parametrize(
+    ("crash_at", "call"),
+    [
+        (name, call)
+        for name, calls in {"link_new": 2, "write_new": 2, "sync": 4}.items()
+        for call in range(1, calls + 1)
+    ],
+)
 def test_a_writer_that_dies_leaves_no_half_version(manager, monkeypatch, crash_at, call):
-    """Stop at the first or second link, directory sync or file: nothing is visible and the next save succeeds."""
-    owner = safe_io if crash_at == "sync" else module
+    """Stop at each link, file or wait for the disk: nothing is visible, and the next save succeeds."""
+    owner = {"link_new": module, "write_new": Layout, "sync": safe_io}[crash_at]
     real, calls = getattr(owner, crash_at), []
 
-    def dies(*arguments):
+    def dies(*arguments, **named):
         calls.append(arguments)
         if len(calls) == call:
             raise KeyboardInterrupt
-        return real(*arguments)
+        return real(*arguments, **named)
 
     monkeypatch.setattr(owner, crash_at, dies)
     with pytest.raises(KeyboardInterrupt):
         save(manager, fitted())
     monkeypatch.undo()
-    committed = crash_at == "sync" and call == 2
+    committed = (crash_at, call) == ("sync", 4)
     assert [metadata.version for metadata in manager.list()] == (["v1.0.0"] if committed else [])
     metadata = save(manager, fitted())
     assert manager.load(metadata.version).content_hash == fitted().content_hash
-    assert not list(manager.root.glob(".*"))
+    assert not list(manager.layout.temp.iterdir())
+
+
+def test_a_disk_without_hard_links(manager, monkeypatch):
+    def refuse(source, target):
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+    saved = [save(manager, fitted(range(rows))).version for rows in (100, 90, 100)]
+    assert saved == ["v1.0.0", "v1.1.0", "v1.0.0"]
+    assert manager.load("v1.1.0").content_hash == fitted(range(90)).content_hash
+    assert verify(manager.root.parent, deep=True) == []
+
+
+def test_a_full_disk_is_named_and_leaves_nothing(manager, monkeypatch):
+    def full(source, target):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "link", full)
+    with pytest.raises(RegistryError, match=r"storing a pipeline in .*preprocessors failed: .*No space left"):
+        save(manager, fitted())
+    assert list(manager.root.iterdir()) == list(manager.layout.temp.iterdir()) == []
 
 
 def _save_many(root, start, barrier, results):

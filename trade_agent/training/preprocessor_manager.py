@@ -4,17 +4,14 @@
     metadata_v1.0.0.json       its appearance is the commit: a version without it does not exist for readers
     cache/                     feature tables that can be computed again
 
-Nothing is locked or overwritten: both files are linked into place under a name that must not exist yet.
+Nothing is locked or overwritten: both files are linked into place under a name that must not exist yet, as models are
+(see ``registry.layout``). Until then they lie in the registry's ``temp/``, which ``registry gc`` looks after.
 """
 
 from __future__ import annotations
 
-import contextlib
 import datetime
-import os
 import re
-import socket
-import uuid
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -26,15 +23,14 @@ from trade_agent.errors import PreprocessingError, RegistryError
 from trade_agent.preprocessing.cache import FeatureCache, cache_key
 from trade_agent.preprocessing.pipeline import FeatureTable, PreprocessingPipeline, StepSpec
 from trade_agent.preprocessing.templates import template_steps
-from trade_agent.registry.layout import link_new
+from trade_agent.registry.layout import Layout, link_new, names, storage_errors
+from trade_agent.registry.naming import METADATA_FILE, data_file_version, metadata_file
+from trade_agent.registry.versions import Version
 
 __all__ = ["PreprocessingPipeline", "PreprocessorManager", "PreprocessorMetadata"]
 
-_VERSION = re.compile(r"v?(\d{1,9})\.(\d{1,9})\.(\d{1,9})")
 _HASH = re.compile(r"(?:sha256:)?([0-9a-f]{7,64})")
 _RESTORE = "restore the file from a backup, or fit and save the pipeline again"
-
-Version = tuple[int, int, int]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,13 +55,14 @@ class PreprocessorMetadata:
 
 
 class PreprocessorManager:
-    """Creates, stores, finds and caches preprocessing pipelines under ``root`` (``models/preprocessors``).
+    """Creates, stores, finds and caches preprocessing pipelines under ``root``, a registry's ``preprocessors`` folder.
 
     ``cache`` is the folder for computed tables, ``root/cache`` when None.
     """
 
     def __init__(self, root: Path, *, cache: Path | None = None) -> None:
         self.root = Path(root)
+        self.layout = Layout(self.root.parent, durable=True)
         self.cache = FeatureCache(self.root / "cache" if cache is None else Path(cache))
 
     def create(
@@ -116,12 +113,10 @@ class PreprocessorManager:
     def find(self, reference: str) -> PreprocessorMetadata:
         """Metadata of a version or content hash; RegistryError with the candidates where it is unknown or ambiguous."""
         stored = self.list()
-        if match := _VERSION.fullmatch(reference):
-            version = "v" + ".".join(str(int(part)) for part in match.groups())
-            found = [metadata for metadata in stored if metadata.version == version]
+        if digits := _HASH.fullmatch(reference):
+            found = [metadata for metadata in stored if metadata.content_hash.startswith(digits.group(1))]
         else:
-            digits = _HASH.fullmatch(reference)
-            found = [m for m in stored if digits and m.content_hash.startswith(digits.group(1))]
+            found = [metadata for metadata in stored if metadata.version == f"v{reference.removeprefix('v')}"]
         if found and len({metadata.content_hash for metadata in found}) == 1:
             return found[0]
         candidates = ", ".join(f"{m.version} ({m.content_hash[:12]})" for m in (found or stored)[-10:]) or "none stored"
@@ -130,8 +125,7 @@ class PreprocessorManager:
 
     def list(self) -> list[PreprocessorMetadata]:
         """All stored pipelines by ascending version; RegistryError names a metadata file that is damaged."""
-        versions = sorted(_versions(self.root, "metadata_", ".json"))
-        return [_read_metadata(self.root / f"metadata_{_text(version)}.json", _text(version)) for version in versions]
+        return [self._read_metadata(version) for version in _committed(self.root)]
 
     def transform(self, pipeline: PreprocessingPipeline, bars: Bars) -> FeatureTable:
         """``pipeline.transform(bars)``, from the cache where the same content has transformed the same bars."""
@@ -173,18 +167,16 @@ class PreprocessorManager:
         return next((metadata for metadata in self.list() if metadata.content_hash == content_hash), None)
 
     def _publish(self, pipeline: PreprocessingPipeline, data_fingerprint: str) -> None:
-        self.root.mkdir(parents=True, exist_ok=True)
         data = safe_io.dump_arrays(pipeline.to_state())
-        temporary = self.root / f".{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex}"
-        try:
-            _write_new(temporary, data)
+        with storage_errors(f"storing a pipeline in {self.root}"), self.layout.scratch() as scratch:
+            self.root.mkdir(exist_ok=True)
+            self.layout.write_new(scratch / "pipeline", data)
             version = self._next_version(pipeline.contract_hash)
-            while not link_new(temporary, self._file(_text(version))):
+            while not link_new(scratch / "pipeline", self._file(f"v{version}")):
                 version = self._next_version(pipeline.contract_hash)
-            temporary.unlink()
-            safe_io.sync(self.root)
+            self.layout.sync(self.root)
             metadata = PreprocessorMetadata(
-                version=_text(version),
+                version=f"v{version}",
                 content_hash=pipeline.content_hash,
                 contract_hash=pipeline.contract_hash,
                 feature_names=pipeline.feature_names,
@@ -195,70 +187,48 @@ class PreprocessorManager:
                 steps=tuple({"name": step.name, "params": dict(step.params)} for step in pipeline.steps),
                 sha256=safe_io.sha256_bytes(data),
             )
-            _write_new(temporary, safe_io.checked_json(asdict(metadata)))
-            if not link_new(temporary, self.root / f"metadata_{_text(version)}.json"):
-                raise RegistryError(f"{self.root} already has metadata of {_text(version)} without its file", _RESTORE)
-            safe_io.sync(self.root)
-        finally:
-            with contextlib.suppress(FileNotFoundError):
-                temporary.unlink()
+            self.layout.write_new(scratch / "metadata", safe_io.checked_json(asdict(metadata)))
+            if not link_new(scratch / "metadata", self.root / metadata_file(version)):
+                raise RegistryError(f"{self.root} already has metadata of v{version} without its file", _RESTORE)
+            self.layout.sync(self.root)
 
     def _next_version(self, contract_hash: str) -> Version:
         """First free number: a minor one above the newest of equal contract, else a new major one."""
-        taken = _versions(self.root, "preprocessor_", ".pkl") | _versions(self.root, "metadata_", ".json")
+        taken = {version for version in map(data_file_version, names(self.root)) if version}
         same = [version for version in taken if self._contract_hash(version) == contract_hash]
         if same:
-            major = max(same)[0]
-            return major, max(version[1] for version in taken if version[0] == major) + 1, 0
-        return max((version[0] for version in taken), default=0) + 1, 0, 0
+            major = max(same).major
+            return max(version for version in taken if version.major == major).bumped("minor")
+        return max(taken, default=Version(0, 0, 0)).bumped("major")
 
     def _contract_hash(self, version: Version) -> str:
         """Contract hash of a version; "" for one that was never committed and cannot be read."""
-        path = self.root / f"metadata_{_text(version)}.json"
-        if path.exists():
-            return _read_metadata(path, _text(version)).contract_hash
+        if (self.root / metadata_file(version)).exists():
+            return self._read_metadata(version).contract_hash
         # Another writer is between its two links, or died there: the state knows its contract.
         try:
-            data = safe_io.read_bytes(self._file(_text(version)), max_bytes=safe_io.MAX_ARRAY_BYTES)
-            return PreprocessingPipeline.from_state(safe_io.load_arrays(data, name=_text(version))).contract_hash
+            data = safe_io.read_bytes(self._file(f"v{version}"), max_bytes=safe_io.MAX_ARRAY_BYTES)
+            return PreprocessingPipeline.from_state(safe_io.load_arrays(data, name=f"v{version}")).contract_hash
         except (RegistryError, PreprocessingError):
             return ""
 
-
-def _text(version: Version) -> str:
-    return "v" + ".".join(str(part) for part in version)
-
-
-def _versions(folder: Path, prefix: str, suffix: str) -> set[Version]:
-    """The versions that occur in the names prefix + version + suffix."""
-    found = set()
-    for path in folder.glob(f"{prefix}v*{suffix}"):
-        match = _VERSION.fullmatch(path.name[len(prefix) : -len(suffix)])
-        if match:
-            major, minor, patch = (int(part) for part in match.groups())
-            found.add((major, minor, patch))
-    return found
-
-
-def _write_new(path: Path, data: bytes) -> None:
-    """Write a file that does not exist yet, durable and read-only."""
-    with open(path, "xb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    path.chmod(0o444)
+    def _read_metadata(self, version: Version) -> PreprocessorMetadata:
+        path = self.root / metadata_file(version)
+        content = safe_io.read_checked_json(path)
+        expected = [field.name for field in fields(PreprocessorMetadata)]
+        if sorted(content) != sorted(expected) or content["version"] != f"v{version}":
+            raise RegistryError(f"{path} is not the metadata of preprocessor v{version}", _RESTORE)
+        texts = ("version", "content_hash", "contract_hash", "data_fingerprint", "created", "sha256")
+        lists = ("feature_names", "rows", "steps")
+        for name in expected:
+            kind = str if name in texts else list if name in lists else int
+            if type(content[name]) is not kind:
+                raise RegistryError(f"field '{name}' of {path} is not {kind.__name__}", _RESTORE)
+        plain: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in content.items()}
+        return PreprocessorMetadata(**plain)
 
 
-def _read_metadata(path: Path, version: str) -> PreprocessorMetadata:
-    content = safe_io.read_checked_json(path)
-    names = [field.name for field in fields(PreprocessorMetadata)]
-    if sorted(content) != sorted(names) or content["version"] != version:
-        raise RegistryError(f"{path} is not the metadata of preprocessor {version}", _RESTORE)
-    texts = ("version", "content_hash", "contract_hash", "data_fingerprint", "created", "sha256")
-    lists = ("feature_names", "rows", "steps")
-    for name in names:
-        kind = str if name in texts else list if name in lists else int
-        if type(content[name]) is not kind:
-            raise RegistryError(f"field '{name}' of {path} is not {kind.__name__}", _RESTORE)
-    plain: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in content.items()}
-    return PreprocessorMetadata(**plain)
+def _committed(folder: Path) -> list[Version]:
+    """Versions that have metadata, ascending."""
+    matches = map(METADATA_FILE.fullmatch, names(folder))
+    return sorted(Version.parse(match["version"]) for match in matches if match)
