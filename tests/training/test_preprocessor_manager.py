@@ -197,6 +197,27 @@ def test_damaged_metadata_is_named(manager, change):
         manager.list()
 
 
+@pytest.mark.parametrize("name", ["metadata_v1.0.0.json", "preprocessor_v1.0.0.pkl"])
+@pytest.mark.parametrize("damage", [b"", b"{}", None])
+def test_a_damaged_file_stands_in_nobodys_way(manager, name, damage):
+    first, second = fitted(), fitted(range(90))
+    save(manager, first)
+    path = manager.root / name
+    path.unlink()
+    if damage is not None:
+        path.write_bytes(damage)
+    assert save(manager, second).version == "v1.1.0"
+    assert manager.load("v1.1.0").content_hash == second.content_hash
+    assert manager.load(second.content_hash).version == "v1.1.0"
+    with pytest.raises(RegistryError):
+        manager.load("v1.0.0")
+    if damage is not None:
+        assert name in [finding.path.split("/")[-1] for finding in verify(manager.root.parent)]
+    other = save(manager, first).version  # again, where the first cannot be recognised any more
+    assert other == ("v1.2.0" if name.startswith("metadata") else "v1.0.0")
+    assert save(manager, fitted(prices="raw")).version == "v2.0.0"
+
+
 @pytest.mark.parametrize(
     ("crash_at", "call"),
     [

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import re
 import shutil
 import socket
 import stat
@@ -15,11 +16,12 @@ from typing import Any
 
 from trade_agent import safe_io
 from trade_agent.errors import RegistryError
-from trade_agent.registry.naming import CLAIM_FILE, METADATA_FILE, MODEL_TYPES, check_model_type
+from trade_agent.registry.naming import METADATA_FILE, MODEL_TYPES, check_model_type
 from trade_agent.registry.versions import Version
 
 LAYOUT = 2
 NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS)  # what link(2) says where the file system has none
+CLAIM_FILE = re.compile(r"v(\d+\.\d+\.\d+)")
 
 
 class Layout:

@@ -10,6 +10,8 @@ Nothing is locked or overwritten: both files are linked into place under a name 
 
 from __future__ import annotations
 
+import builtins
+import contextlib
 import datetime
 import re
 from collections.abc import Sequence
@@ -77,6 +79,7 @@ class PreprocessorManager:
     def save(self, pipeline: PreprocessingPipeline, *, data_fingerprint: str, rows: range) -> PreprocessorMetadata:
         """Store a fitted pipeline and set its version; one whose content is stored already keeps that version.
 
+        What is damaged in the store stands in nobody's way: its number stays taken, and ``registry verify`` names it.
         A contract that was not stored before raises the major number, another fit or fit data of a known contract the
         minor one. Raises PreprocessingError when ``rows`` are not the rows the pipeline was fitted on.
         """
@@ -111,12 +114,17 @@ class PreprocessorManager:
         return pipeline
 
     def find(self, reference: str) -> PreprocessorMetadata:
-        """Metadata of a version or content hash; RegistryError with the candidates where it is unknown or ambiguous."""
-        stored = self.list()
+        """Metadata of a version or content hash; RegistryError with the candidates where it is unknown or ambiguous.
+
+        A version whose metadata is damaged is named; nothing is found by a hash that only damaged metadata has.
+        """
+        for version in _committed(self.root):
+            if reference in (str(version), f"v{version}"):
+                return self._read_metadata(version)
+        stored = self._readable()
+        found = []
         if digits := _HASH.fullmatch(reference):
             found = [metadata for metadata in stored if metadata.content_hash.startswith(digits.group(1))]
-        else:
-            found = [metadata for metadata in stored if metadata.version == f"v{reference.removeprefix('v')}"]
         if found and len({metadata.content_hash for metadata in found}) == 1:
             return found[0]
         candidates = ", ".join(f"{m.version} ({m.content_hash[:12]})" for m in (found or stored)[-10:]) or "none stored"
@@ -164,7 +172,15 @@ class PreprocessorManager:
         return self.root / f"preprocessor_{version}.pkl"
 
     def _with_content(self, content_hash: str) -> PreprocessorMetadata | None:
-        return next((metadata for metadata in self.list() if metadata.content_hash == content_hash), None)
+        return next((metadata for metadata in self._readable() if metadata.content_hash == content_hash), None)
+
+    def _readable(self) -> builtins.list[PreprocessorMetadata]:
+        """``list`` without what is damaged."""
+        found = []
+        for version in _committed(self.root):
+            with contextlib.suppress(RegistryError):
+                found.append(self._read_metadata(version))
+        return found
 
     def _publish(self, pipeline: PreprocessingPipeline, data_fingerprint: str) -> None:
         data = safe_io.dump_arrays(pipeline.to_state())
@@ -202,10 +218,10 @@ class PreprocessorManager:
         return max(taken, default=Version(0, 0, 0)).bumped("major")
 
     def _contract_hash(self, version: Version) -> str:
-        """Contract hash of a version; "" for one that was never committed and cannot be read."""
-        if (self.root / metadata_file(version)).exists():
+        """Contract hash of a version; "" for one that cannot be read."""
+        with contextlib.suppress(RegistryError):
             return self._read_metadata(version).contract_hash
-        # Another writer is between its two links, or died there: the state knows its contract.
+        # Another writer is between its two links, or died there, or metadata is damaged: the state knows its contract.
         try:
             data = safe_io.read_bytes(self._file(f"v{version}"), max_bytes=safe_io.MAX_ARRAY_BYTES)
             return PreprocessingPipeline.from_state(safe_io.load_arrays(data, name=f"v{version}")).contract_hash
