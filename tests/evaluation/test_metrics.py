@@ -63,6 +63,17 @@ def test_by_hand():
     assert metrics["num_trades"] == 3
 
 
+def test_what_is_corrected_in_every_bar_is_no_trade():
+    metrics = trading_metrics(
+        equity=np.full(6, 100.0),
+        weights=np.zeros((5, 1)),
+        turnover=np.array([0.0, 0.009, 0.0099, 0.01, 0.5]),
+        cost=np.zeros(5),
+        periods_per_year=4.0,
+    )
+    assert metrics["num_trades"] == 2
+
+
 @pytest.mark.parametrize("constant", [0.0, 0.001, -0.001, 1e-9])
 def test_constant_returns_have_no_sharpe(constant):
     metrics = metrics_of(np.full(500, constant))

@@ -7,7 +7,7 @@ import pytest
 
 from trade_agent.registry.events import FIELDS
 from trade_agent.registry.signing import Signing, make_keys
-from trade_agent.training.model_registry import ModelRegistry
+from trade_agent.training.model_registry import ModelRegistry, verify
 
 PAGE = (Path(__file__).resolve().parents[2] / "models/README.md").read_text(encoding="utf-8")
 
@@ -26,6 +26,13 @@ def test_every_file_of_a_registry_is_on_the_page(tmp_path, make_draft):
         name = path.name.replace(metadata.model_id, "sac_v1.0.0_grade_B_sharpe_0.42")
         assert inside or name in words, path
     assert "champion" in PAGE
+
+
+def test_every_registry_has_the_page(tmp_path, make_draft):
+    registry = ModelRegistry(tmp_path / "models", durability="relaxed")
+    registry.register(**make_draft())
+    assert (tmp_path / "models/README.md").read_text(encoding="utf-8") == PAGE
+    assert verify(registry.root) == []
 
 
 def test_every_kind_of_event_is_explained():

@@ -135,6 +135,29 @@ def test_a_legacy_checkpoint_is_registered_in_our_format(registry, legacy):
     assert len(registry.list()) == 1
 
 
+def test_the_same_weights_with_another_config_are_another_model(registry, legacy, tmp_path):
+    path, config = legacy
+    first = import_model(registry, path, model_type="ppo", config=config)
+    config.write_text(json.dumps({"hidden": 3}))
+    second = import_model(registry, path, model_type="ppo", config=config, notes="the right one")
+    assert (second.model_id != first.model_id, second.notes) == (True, "the right one")
+    assert registry.load(second.model_id).config == {"hidden": 3}
+    assert import_model(registry, path, model_type="sac", config=config).model_type == "sac"
+
+
+def test_what_was_purged_is_imported_anew_and_what_was_archived_is_named(registry, legacy):
+    path, config = legacy
+    first = import_model(registry, path, model_type="ppo", config=config).model_id
+    registry.archive([first])
+    with pytest.raises(RegistryError, match=f"imported before as {first}, which is archived; .* restore {first}"):
+        import_model(registry, path, model_type="ppo", config=config)
+    registry.purge([first], purge_after_days=0)
+    again = import_model(registry, path, model_type="ppo", config=config)
+    assert again.version == "1.0.1"
+    assert registry.load(again.model_id).state["epoch"] == 7
+    assert import_model(registry, path, model_type="ppo", config=config) == again
+
+
 def test_a_preprocessor_of_ours_comes_along(registry, legacy, tmp_path):
     state = {"schema": 1, "steps": []}
     (tmp_path / "p.pkl").write_bytes(safe_io.dump_arrays(state))

@@ -42,7 +42,7 @@ def test_round_trip_and_layout(registry, make_draft):
         "preprocessor_v1.0.0.pkl",
         "sac_v1.0.0_grade_A-_sharpe_0.42.pth",
     ]
-    assert files(registry.root) == ["registry.json"]
+    assert files(registry.root) == ["README.md", "registry.json"]
     assert list((registry.root / "temp").iterdir()) == []
     loaded = registry.load("sac@latest")
     assert loaded.metadata == metadata == registry.get(metadata.model_id)
@@ -131,7 +131,7 @@ def test_wrong_drafts_are_refused_and_leave_nothing(registry, make_draft, change
     with pytest.raises(RegistryError, match=said):
         registry.register(**make_draft(**change))
     assert registry.list() == ()
-    assert not any(path.is_file() and path.name != "format.json" for path in registry.root.rglob("*"))
+    assert not any(path.is_file() and path.name not in ("format.json", "README.md") for path in registry.root.rglob("*"))
 
 
 def test_aliases_move_and_reserved_names_are_refused(registry, make_draft):

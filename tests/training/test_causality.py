@@ -12,6 +12,7 @@ from trade_agent.data.bars import Bars
 from trade_agent.envs.series import MarketSeries
 from trade_agent.evaluation.backtest import run_policy
 from trade_agent.networks.encoders import WindowEncoder
+from trade_agent.training.dataset import with_pipeline
 from trade_agent.training.models import EnsemblePolicy, forecaster_from_state, policy_from_state
 
 
@@ -119,3 +120,22 @@ def test_a_policy_carries_nothing_from_one_episode_into_the_next(trained: Any, m
     alone = run_policy(market, dataset.rules, fresh, start=rows.start + 20, end=rows.start + 50)
     np.testing.assert_array_equal(second.targets, alone.targets)
     np.testing.assert_array_equal(second.equity, alone.equity)
+
+
+def test_a_pipeline_that_looks_ahead_is_found_on_the_data_of_the_run_and_graded_f(
+    trained: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = trained.dataset
+    assert dataset.causality.ok
+    assert dataset.grade_inputs() == {"leaked": 0.0}
+    transform = type(dataset.pipeline).transform
+
+    def shifted(pipeline: Any, bars: Bars) -> Any:
+        """Everything a bar too early."""
+        table = transform(pipeline, bars)
+        return replace(table, values=np.concatenate((table.values[1:], table.values[-1:])))
+
+    monkeypatch.setattr(type(dataset.pipeline), "transform", shifted)
+    leaking = with_pipeline(dataset, dataset.pipeline)
+    assert len(leaking.causality.leaks) == len(leaking.causality.points) == 8
+    assert leaking.grade_inputs() == {"leaked": 1.0}

@@ -326,6 +326,7 @@ class RegistryConfig:
 
     signing: str = choice("off", "sign", "require")
     keys: str | None = None
+    durability: str = choice("full", "relaxed")
 
 
 @dataclass(kw_only=True, slots=True)

@@ -3,7 +3,7 @@
 Each criterion turns one metric into a grade by its thresholds; the lowest of them is the grade before caps. A cap
 limits the grade while a metric stays below a value ("does not beat buy and hold: at most C"). Both only ever rise with
 a metric, so a better metric never costs a grade. F is for what is broken, not for what loses money: a metric that is
-not a finite number, a diverged run, or a failed check for leakage. No torch here: the registry reads this module.
+not a finite number, or features that look ahead. No torch here: the registry reads this module.
 """
 
 import hashlib
@@ -62,7 +62,7 @@ MODEL_KINDS: dict[str, str] = {
     "ensemble": TRADING,
 }
 # Metrics that, when they are there and not 0, say that nothing else about the run can be believed.
-BREAKING: dict[str, str] = {"diverged": "the run diverged", "leaked": "the leakage or split check failed"}
+BREAKING: dict[str, str] = {"leaked": "features changed with later bars: they look ahead"}
 
 
 @dataclass(kw_only=True, slots=True)
@@ -169,8 +169,7 @@ def grade(model_type: str, metrics: Mapping[str, float | None], policy: GradePol
     Args:
         model_type: one of ``MODEL_KINDS``.
         metrics: test metrics by name, all finite; those that the policy names must be there unless the run is broken.
-            None counts as not finite, so that stored ``inputs`` grade the same again. ``diverged`` or ``leaked`` not 0
-            means F.
+            None counts as not finite, so that stored ``inputs`` grade the same again. ``leaked`` not 0 is an F.
 
     Raises:
         ConfigError: unknown model type, or the policy names a metric that the evaluation did not compute.

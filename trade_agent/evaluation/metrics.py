@@ -20,6 +20,7 @@ NO_RISK_ABSOLUTE = 1e-13
 NO_RISK_RELATIVE = 1e-9
 # A year's growth of exp(100) is "off the scale" and still finite when it is multiplied on.
 MAX_LOG_GROWTH = 100.0
+MIN_TRADE = 0.01  # of the equity
 
 
 def equity_returns(equity: Floats) -> Floats:
@@ -93,7 +94,8 @@ def trading_metrics(
     Returns:
         Finite floats. ``max_drawdown`` is 0 or negative; ``turnover`` is per year (1 = the account is traded once);
         ``exposure`` is the mean gross weight; ``hit_rate`` is the share of winning bars among those with a position;
-        ``cost_paid`` is a fraction of the initial equity; ``num_trades`` counts bars with a fill.
+        ``cost_paid`` is a fraction of the initial equity; ``num_trades`` counts bars in which at least MIN_TRADE of the
+        equity was traded: what an agent corrects in every bar is no trade.
 
     Raises:
         DataError: the curve is shorter than one bar, holds NaN or infinity, or starts at 0 or below.
@@ -103,7 +105,7 @@ def trading_metrics(
         raise DataError("an equity curve needs at least one bar after its start", "make the test period longer")
     for name, values in (("equity", equity), ("weights", weights), ("turnover", turnover), ("cost", cost)):
         if not np.isfinite(values).all():
-            raise DataError(f"{name} holds NaN or infinity", "the run diverged: it is graded F and has no metrics")
+            raise DataError(f"{name} holds NaN or infinity", "the policy gave no numbers: lower the learning rate")
     if equity[0] <= 0.0:
         raise DataError(f"the equity starts at {equity[0]:g}", "initial_equity must be above 0")
 
@@ -126,7 +128,7 @@ def trading_metrics(
         "exposure": float(np.mean(gross)),
         "hit_rate": float(np.mean(returns[held] > 0.0)) if held.any() else 0.0,
         "cost_paid": float(np.sum(cost) / equity[0]),
-        "num_trades": float(np.count_nonzero(turnover > 1e-12)),
+        "num_trades": float(np.count_nonzero(turnover >= MIN_TRADE)),
     }
 
 

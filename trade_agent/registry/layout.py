@@ -92,6 +92,8 @@ class Layout:
             # Everything rests on this: a new name appears for one of two writers only.
             if not link_new(folder / "probe", folder / "name") or link_new(folder / "second", folder / "name"):
                 raise RegistryError(f"new names on the disk of {self.root} are not exclusive", "use another disk")
+        if not (self.root / "README.md").exists():
+            safe_io.write_bytes(self.root / "README.md", layout_page(), durable=False)
         self.sync(self.root.parent, self.root, self.events.parent, *(path.parent for path in claims))
         safe_io.write_json(self.format, {"layout": LAYOUT}, durable=self.durable)
 
@@ -166,6 +168,12 @@ def host() -> str:
     with contextlib.suppress(OSError):  # Linux only
         marks += [Path("/proc/sys/kernel/random/boot_id").read_text(), os.readlink("/proc/self/ns/pid")]
     return f"{marks[0]}-{safe_io.sha256_bytes(' '.join(marks).encode())[:8]}"
+
+
+def layout_page() -> bytes:
+    """What a registry's README.md says: beside the package in a checkout, inside it in an installed wheel."""
+    inside = Path(__file__).with_name("README.md")
+    return (inside if inside.is_file() else inside.parents[2] / "models/README.md").read_bytes()
 
 
 def _no_link(path: Path) -> Path:

@@ -6,9 +6,9 @@ file itself never lies in the registry. Two kinds are taken:
 *   A model of another registry, with its metadata, configuration and preprocessor beside it. It stays what it was:
     contract, metrics and grade come along, and it can be the parent of other models. Its own parents are linked where
     models of the same weights are here.
-*   Any other checkpoint that ``torch.save`` made of tensors and plain values. The user says what type it is and gives
-    the configuration that it was built with. It can be loaded, named and archived; nothing is trained on it, because
-    nobody knows what its inputs mean.
+*   Any other checkpoint that ``torch.save`` made of contiguous tensors and plain values. The user says what type it is
+    and gives the configuration that it was built with. It can be loaded, named and archived; nothing is trained on it,
+    because nobody knows what its inputs mean.
 """
 
 from collections.abc import Mapping
@@ -27,6 +27,7 @@ from trade_agent.registry.metadata import (
     plain_hash,
 )
 from trade_agent.registry.naming import MODEL_ID, MODEL_TYPES, check_model_type, file_names, metadata_file
+from trade_agent.registry.snapshot import ACTIVE, ARCHIVED
 from trade_agent.registry.store import ModelRegistry, checked
 
 TAG = "imported"
@@ -46,7 +47,7 @@ def import_model(
     preprocessor: Path | str | None = None,
     notes: str = "",
 ) -> ModelMetadata:
-    """Register the checkpoint ``path`` and return its metadata; the same file again returns the first version.
+    """Register the checkpoint ``path`` and return its metadata; the same files again return the first version.
 
     Args:
         model_type, config, preprocessor: for a checkpoint without metadata beside it. ``config`` is a JSON object with
@@ -55,7 +56,7 @@ def import_model(
     Raises:
         ConfigError: something is missing, or given although the metadata says it.
         UnsafeFileError: a file holds more than data; says what.
-        RegistryError: a file is missing or does not fit its metadata.
+        RegistryError: a file is missing or does not fit its metadata; or the same was imported before, and archived.
     """
     path = Path(path).absolute()
     data = safe_io.read_bytes(path)
@@ -97,7 +98,9 @@ def _from_registry(
         "metadata_sha256": safe_io.sha256_bytes(content),
         "parents": [f"{parent.role}:{parent.id}" for parent in model.parents],
     }
-    return registry.register(
+    return _register(
+        registry,
+        origin,
         model_type=model.model_type,
         state=state,
         preprocessor=files["preprocessor"],
@@ -114,7 +117,6 @@ def _from_registry(
         contract=_without(model.contract, ADDED_BY_REGISTER["contract"]),
         recipe=_without(model.recipe, ADDED_BY_REGISTER["recipe"]) | {"origin": origin},
         seed=model.seed,
-        run_id=_run_id(origin),
         study=model.study,
         trainer_profile=model.trainer_profile,
         environment=model.environment,
@@ -143,7 +145,9 @@ def _foreign(
         safe_io.load_arrays(pipeline, name=str(preprocessor))
     digest = safe_io.sha256_bytes(pipeline)
     reason = {"rule": "imported", "cap": "F", "reason": "imported without a test"}
-    return registry.register(
+    return _register(
+        registry,
+        origin | {"config": plain_hash(settings), "preprocessor": digest},
         model_type=model_type,
         state=state,
         preprocessor=pipeline,
@@ -160,7 +164,6 @@ def _foreign(
         contract={"foreign": True, "config": plain_hash(settings)},
         recipe={"origin": origin},
         seed=0,
-        run_id=_run_id(origin),
         trainer_profile=TAG,
         command="",
         tags=[TAG],
@@ -175,8 +178,20 @@ def _here(registry: ModelRegistry, parent: Parent) -> list[Parent]:
     return [registry.pin(record.id, role=parent.role) for record in same[-1:]]
 
 
-def _run_id(origin: Mapping[str, Any]) -> str:
-    return f"import-{origin['sha256']}"
+def _register(registry: ModelRegistry, origin: Mapping[str, Any], *, model_type: str, **fields: Any) -> ModelMetadata:
+    """Once for each origin; anew where that model was purged since."""
+    run_id, attempt = f"import-{plain_hash(dict(origin) | {'file': ''})}", 1
+    while True:
+        metadata = registry.register(
+            model_type=model_type, run_id=run_id if attempt == 1 else f"{run_id}-{attempt}", **fields
+        )
+        state = registry.view().records[metadata.model_id].state
+        if state == ACTIVE:
+            return metadata
+        if state == ARCHIVED:
+            what = f"{origin['file']} was imported before as {metadata.model_id}, which is archived"
+            raise RegistryError(what, f"trade-agent registry restore {metadata.model_id}")
+        attempt += 1
 
 
 def _value(objective: Objective) -> float:

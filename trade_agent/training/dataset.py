@@ -16,9 +16,11 @@ from trade_agent.data.validation import ValidationReport
 from trade_agent.envs.rules import MarketRules
 from trade_agent.envs.series import MarketSeries
 from trade_agent.errors import DataError
+from trade_agent.preprocessing.causality import CausalityReport, check_causal
 from trade_agent.preprocessing.pipeline import PreprocessingPipeline, StepSpec
 from trade_agent.preprocessing.templates import template_steps
 
+CAUSALITY_POINTS = 8  # bars at which the features of a run are tried for looking ahead
 MIN_SPLIT_ROWS = 40  # fewer bars in a split say nothing about anything
 
 
@@ -26,7 +28,8 @@ MIN_SPLIT_ROWS = 40  # fewer bars in a split say nothing about anything
 class MarketDataset:
     """T bars of A assets, ready on `device`.
 
-    features: [T, A, F] float32; the first `pipeline.warmup_bars` rows are NaN. close: [T, A] float64, NaN where not
+    features: [T, A, F] float32; the first `pipeline.warmup_bars` rows are NaN. causality: whether they change when the
+    bars after them do, tried at some test and validation bars of these very data. close: [T, A] float64, NaN where not
     tradable. first_row: the first bar with features.
     """
 
@@ -36,6 +39,7 @@ class MarketDataset:
     split: Split
     pipeline: PreprocessingPipeline
     features: Tensor
+    causality: CausalityReport
     series: MarketSeries
     rules: MarketRules
     device: torch.device
@@ -47,6 +51,10 @@ class MarketDataset:
     @property
     def num_assets(self) -> int:
         return self.bars.num_assets
+
+    def grade_inputs(self) -> dict[str, float]:
+        """What a grading policy must know of the data."""
+        return {"leaked": float(not self.causality.ok)}
 
     def splits(self) -> dict[str, list[str]]:
         """First and last bar of each split, both included, as ISO times in UTC."""
@@ -147,6 +155,7 @@ def build_dataset(
         split=split,
         pipeline=pipeline,
         features=features_of(loaded.bars, pipeline, device),
+        causality=causality_of(loaded.bars, pipeline, split),
         series=MarketSeries.from_bars(loaded.bars, device),
         rules=market_rules(config.market, loaded.bars.periods_per_year),
         device=device,
@@ -164,7 +173,19 @@ def features_of(bars: Bars, pipeline: PreprocessingPipeline, device: torch.devic
 def with_pipeline(dataset: MarketDataset, pipeline: PreprocessingPipeline) -> MarketDataset:
     """The same bars read through another fitted pipeline of the same contract."""
     features = features_of(dataset.bars, pipeline, dataset.device)
-    return replace(dataset, pipeline=pipeline, features=features)
+    causality = causality_of(dataset.bars, pipeline, dataset.split)
+    return replace(dataset, pipeline=pipeline, features=features, causality=causality)
+
+
+def causality_of(bars: Bars, pipeline: PreprocessingPipeline, split: Split) -> CausalityReport:
+    """Replace the bars after some of those that nothing was fitted on, and compare the features up to them."""
+    return check_causal(
+        lambda changed: pipeline.transform(changed).values,
+        bars,
+        num_points=CAUSALITY_POINTS,
+        seed=0,
+        first=max(split.train.stop, pipeline.warmup_bars),
+    )
 
 
 def check_listed(loaded: LoadedData, split: Split) -> None:

@@ -29,6 +29,11 @@ def print_plan(
         progress.say("  " + "  ".join(str(cell) for cell in row))
     for name, (first, last) in dataset.splits().items():
         progress.say(f"  {name:11} {first[:16]} to {last[:16]}")
+    looked = f"{len(dataset.causality.points)} bars tried"
+    if dataset.causality.ok:
+        progress.say(f"  no feature looks ahead ({looked})")
+    else:
+        progress.say(f"  FEATURES LOOK AHEAD at {len(dataset.causality.leaks)} of {looked}: the grade will be F")
     progress.say(
         f"device: {device.device} ({device.reason}), {device.precision}, {device.threads} threads; "
         f"trainer: {config.trainer.name}"

@@ -91,7 +91,7 @@ class UnifiedTrainingManager:
         self.progress = ProgressReporter(quiet or not self.world.main)
         keys = config.registry.keys
         signing = Signing(config.registry.signing, Path(keys) if keys else None)
-        self.registry = ModelRegistry(Path(config.paths.models), signing=signing)
+        self.registry = ModelRegistry(Path(config.paths.models), durability=config.registry.durability, signing=signing)
         self.preprocessors = PreprocessorManager(Path(config.paths.models) / "preprocessors")
         device = config.device
         self.devices = DeviceManager(

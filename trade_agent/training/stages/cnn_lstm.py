@@ -153,7 +153,7 @@ def _outcome(context: StageContext, forecaster: Forecaster, folds: list[Fold], f
     table = build_table(forecaster.network, dataset.features, TABLE_BATCH)
     validation = [evaluate(context, forecaster, table, asset, dataset.split.validation) for asset in _assets(dataset)]
     test = [evaluate(context, forecaster, table, asset, dataset.split.test) for asset in _assets(dataset)]
-    inputs = _pooled([result.grade_inputs() for result in test])
+    inputs = _pooled([result.grade_inputs() for result in test]) | dataset.grade_inputs()
     metrics = _pooled([result.metrics for result in test])
     validation_metrics = _pooled([result.metrics for result in validation])
     skill = validation_metrics["skill_score"]

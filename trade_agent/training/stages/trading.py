@@ -203,7 +203,7 @@ def trading_outcome(
         baselines=result.baselines,
         comparisons=result.comparisons,
         report=result.as_dict(),
-        grade=grade(model_type, result.grade_inputs(), context.grading),
+        grade=grade(model_type, result.grade_inputs() | dataset.grade_inputs(), context.grading),
         headline=("sharpe", result.metrics["sharpe"]),
         env_steps=env_steps,
         history=history,
