@@ -15,6 +15,7 @@ from trade_agent.registry.layout import Layout
 from trade_agent.registry.naming import MODEL_TYPES
 from trade_agent.registry.verify import is_clean, verify
 from trade_agent.training import preprocessor_manager as module
+from trade_agent.training.model_registry import ModelRegistry
 from trade_agent.training.preprocessor_manager import PreprocessingPipeline, PreprocessorManager
 
 STEPS = [StepSpec("log_return", {"lags": [1, 5]}), StepSpec("standard_scaler")]
@@ -246,6 +247,53 @@ def test_a_writer_that_dies_leaves_no_half_version(manager, monkeypatch, crash_a
     metadata = save(manager, fitted())
     assert manager.load(metadata.version).content_hash == fitted().content_hash
     assert not list(manager.layout.temp.iterdir())
+
+
+def fail_at_the_second_link(monkeypatch, before):
+    def link(source, target):
+        if target.name.startswith("metadata"):
+            before()
+        return real(source, target)
+
+    real = module.link_new
+    monkeypatch.setattr(module, "link_new", link)
+
+
+def test_what_a_dead_writer_left_is_collected_and_its_number_stays_closed(manager, monkeypatch):
+    def die():
+        raise KeyboardInterrupt
+
+    save(manager, fitted())
+    fail_at_the_second_link(monkeypatch, die)
+    with pytest.raises(KeyboardInterrupt):
+        save(manager, fitted(range(90)))
+    monkeypatch.undo()
+    registry = ModelRegistry(manager.root.parent)
+    orphan = "preprocessors/preprocessor_v1.1.0.pkl"
+    (finding,) = verify(registry.root)
+    assert (finding.severity, finding.path) == ("note", orphan)
+    assert registry.collect_garbage(older_than_hours=24) == ()
+    assert registry.collect_garbage(older_than_hours=0) == (orphan,)
+    assert registry.collect_garbage(older_than_hours=0) == verify_nothing(registry) == ()
+    assert save(manager, fitted(range(90))).version == "v1.2.0"
+    assert [metadata.version for metadata in manager.list()] == ["v1.0.0", "v1.2.0"]
+    with pytest.raises(RegistryError, match="'v1.1.0' is unknown"):
+        manager.load("v1.1.0")
+
+
+def verify_nothing(registry):
+    return tuple(verify(registry.root, deep=True))
+
+
+def test_a_writer_that_was_given_up_is_turned_away_when_it_wakes_up(manager, monkeypatch):
+    registry = ModelRegistry(manager.root.parent)
+    fail_at_the_second_link(monkeypatch, lambda: registry.collect_garbage(older_than_hours=0))
+    with pytest.raises(RegistryError, match="gave up storing v1.0.0"):
+        save(manager, fitted())
+    monkeypatch.undo()
+    assert manager.list() == []
+    assert save(manager, fitted()).version == "v2.0.0"
+    assert verify_nothing(registry) == ()
 
 
 def test_a_disk_without_hard_links(manager, monkeypatch):

@@ -11,6 +11,7 @@ from trade_agent import safe_io
 from trade_agent.errors import RegistryError
 from trade_agent.registry.layout import Layout, host, link_new, names
 from trade_agent.registry.naming import METADATA_FILE, MODEL_TYPES, data_file_version, metadata_file
+from trade_agent.registry.pipelines import collect_pipelines
 from trade_agent.registry.publish import fence, is_tombstone, process_is_gone, read_claim
 from trade_agent.registry.snapshot import parse_metadata, read_metadata
 from trade_agent.registry.versions import Version
@@ -36,6 +37,7 @@ def collect(layout: Layout, *, older_than_hours: float) -> list[str]:
             if data_file_version(name) in closed and not METADATA_FILE.fullmatch(name):
                 (folder / name).unlink()
                 removed.append(folder / name)
+    removed += collect_pipelines(layout, before=time.time() - 3600 * older_than_hours)
     for path in left_overs(layout):
         try:
             if not _forgotten(path, older_than_hours):

@@ -19,7 +19,7 @@ from trade_agent.registry.naming import (
     file_names,
     metadata_file,
 )
-from trade_agent.registry.publish import read_claim
+from trade_agent.registry.publish import is_tombstone, read_claim
 from trade_agent.registry.signing import Signing, signature_file
 from trade_agent.registry.snapshot import ACTIVE, PURGED, View, apply_event, parse_metadata, read_view, record_of
 from trade_agent.registry.versions import Version
@@ -295,6 +295,9 @@ def _check_preprocessors(check: _Check) -> None:
         data_file = folder / f"preprocessor_v{match['version']}.pkl"
         known |= {name, data_file.name}
         try:
+            if is_tombstone(folder / name):
+                known.remove(data_file.name)
+                continue
             recorded = safe_io.read_checked_json(folder / name).get("sha256")
         except RegistryError as error:
             check.add(ERROR, "preprocessor", folder / name, str(error))
@@ -310,8 +313,11 @@ def _check_preprocessors(check: _Check) -> None:
             check.add(ERROR, "preprocessor", data_file, str(error))
     for name in listed:
         if name not in known:
-            severity = NOTE if re.fullmatch(r"preprocessor_v[\d.]+\.pkl|\..+", name) else ERROR
-            check.add(severity, "preprocessor", folder / name, "has no metadata: unfinished, or its metadata is gone")
+            if data_file_version(name):
+                reason = "has no metadata: left by a writer that died, or still at work; trade-agent registry gc"
+                check.add(NOTE, "preprocessor", folder / name, reason)
+            else:
+                check.add(ERROR, "preprocessor", folder / name, "no pipeline has this file")
 
 
 def _check_parents(check: _Check) -> None:

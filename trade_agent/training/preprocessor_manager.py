@@ -27,6 +27,7 @@ from trade_agent.preprocessing.pipeline import FeatureTable, PreprocessingPipeli
 from trade_agent.preprocessing.templates import template_steps
 from trade_agent.registry.layout import Layout, link_new, names, storage_errors
 from trade_agent.registry.naming import METADATA_FILE, data_file_version, metadata_file
+from trade_agent.registry.publish import is_tombstone
 from trade_agent.registry.versions import Version
 
 __all__ = ["PreprocessingPipeline", "PreprocessorManager", "PreprocessorMetadata"]
@@ -119,8 +120,8 @@ class PreprocessorManager:
         A version whose metadata is damaged is named; nothing is found by a hash that only damaged metadata has.
         """
         for version in _committed(self.root):
-            if reference in (str(version), f"v{version}"):
-                return self._read_metadata(version)
+            if reference in (str(version), f"v{version}") and (metadata := self._read_metadata(version)):
+                return metadata
         stored = self._readable()
         found = []
         if digits := _HASH.fullmatch(reference):
@@ -133,7 +134,8 @@ class PreprocessorManager:
 
     def list(self) -> list[PreprocessorMetadata]:
         """All stored pipelines by ascending version; RegistryError names a metadata file that is damaged."""
-        return [self._read_metadata(version) for version in _committed(self.root)]
+        every = [self._read_metadata(version) for version in _committed(self.root)]
+        return [metadata for metadata in every if metadata is not None]
 
     def transform(self, pipeline: PreprocessingPipeline, bars: Bars) -> FeatureTable:
         """``pipeline.transform(bars)``, from the cache where the same content has transformed the same bars."""
@@ -180,7 +182,7 @@ class PreprocessorManager:
         for version in _committed(self.root):
             with contextlib.suppress(RegistryError):
                 found.append(self._read_metadata(version))
-        return found
+        return [metadata for metadata in found if metadata is not None]
 
     def _publish(self, pipeline: PreprocessingPipeline, data_fingerprint: str) -> None:
         data = safe_io.dump_arrays(pipeline.to_state())
@@ -205,7 +207,8 @@ class PreprocessorManager:
             )
             self.layout.write_new(scratch / "metadata", safe_io.checked_json(asdict(metadata)))
             if not link_new(scratch / "metadata", self.root / metadata_file(version)):
-                raise RegistryError(f"{self.root} already has metadata of v{version} without its file", _RESTORE)
+                what = f"another process gave up storing v{version} in {self.root}, or left its metadata there"
+                raise RegistryError(what, "run the same command again")
             self.layout.sync(self.root)
 
     def _next_version(self, contract_hash: str) -> Version:
@@ -220,7 +223,8 @@ class PreprocessorManager:
     def _contract_hash(self, version: Version) -> str:
         """Contract hash of a version; "" for one that cannot be read."""
         with contextlib.suppress(RegistryError):
-            return self._read_metadata(version).contract_hash
+            if metadata := self._read_metadata(version):
+                return metadata.contract_hash
         # Another writer is between its two links, or died there, or metadata is damaged: the state knows its contract.
         try:
             data = safe_io.read_bytes(self._file(f"v{version}"), max_bytes=safe_io.MAX_ARRAY_BYTES)
@@ -228,8 +232,11 @@ class PreprocessorManager:
         except (RegistryError, PreprocessingError):
             return ""
 
-    def _read_metadata(self, version: Version) -> PreprocessorMetadata:
+    def _read_metadata(self, version: Version) -> PreprocessorMetadata | None:
+        """None for a number that was given up (see ``registry.pipelines``)."""
         path = self.root / metadata_file(version)
+        if is_tombstone(path):
+            return None
         content = safe_io.read_checked_json(path)
         expected = [field.name for field in fields(PreprocessorMetadata)]
         if sorted(content) != sorted(expected) or content["version"] != f"v{version}":
