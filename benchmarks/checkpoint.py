@@ -1,21 +1,43 @@
-"""What checkpoints cost: seconds in `Session.boundary` and in the writing of checkpoints during one run of SAC.
+"""What checkpoints cost, and what they are good for.
 
-    python -m benchmarks.checkpoint
+    python -m benchmarks.checkpoint              # seconds in boundaries and in writing during one run of SAC
+    python -m benchmarks.checkpoint --kills 20   # a run of all stages that is killed 20 times
 
-Prints one JSON line a figure.
+Prints one JSON line a figure. Exit code 1 where a kill was not survived.
 """
 
+import argparse
 import json
+import sys
 import tempfile
 import time
+from pathlib import Path
 
+from benchmarks.kills import figures, killed_and_left_alone
 from benchmarks.machine import machine
 from trade_agent.config.load import compose_config, load_config
 from trade_agent.training.checkpoint import Session
 from trade_agent.training.unified_manager import UnifiedTrainingManager
 
 
-def main() -> None:
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.checkpoint")
+    parser.add_argument("--kills", type=int, default=0, help="kill a run so often, and measure nothing else")
+    parser.add_argument("--seed", type=int, default=1, help="of the moments of the kills")
+    options = parser.parse_args()
+    if not options.kills:
+        measure_cost()
+        return 0
+    with tempfile.TemporaryDirectory() as name:
+        outcome = killed_and_left_alone(Path(name), kills=options.kills, seed=options.seed)
+    for figure, unit, value in figures(outcome):
+        line(figure, unit, value)
+    for stage, names in outcome.wrong.items():
+        print(f"{stage} ended otherwise: {', '.join(names)}", file=sys.stderr)
+    return 1 if outcome.wrong else 0
+
+
+def measure_cost() -> None:
     """Seconds in `Session.boundary` and in the writing of checkpoints during one run of SAC."""
     spent: dict[str, list[float]] = {"boundary": [], "write": []}
     sizes: list[int] = []
@@ -58,4 +80,4 @@ def line(figure: str, unit: str, value: float) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

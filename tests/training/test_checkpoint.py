@@ -18,13 +18,14 @@ import torch
 from trade_agent import safe_io
 from trade_agent.config.load import compose_config, load_config
 from trade_agent.errors import CheckpointError, ConfigError, StoppedError, TrainingDivergedError
+from trade_agent.registry.store import ModelRegistry
 from trade_agent.training import reinforcement
 from trade_agent.training.checkpoint import Checkpoints, no_checkpoints
 from trade_agent.training.resume import locked, stored_config
 from trade_agent.training.signals import StopFlag, stop_on_signals
 from trade_agent.training.stages import cnn_lstm, ensemble, hybrid, rl
 from trade_agent.training.stages.context import StageContext, StageOutcome
-from trade_agent.training.unified_manager import UnifiedTrainingManager, resume_run
+from trade_agent.training.unified_manager import UnifiedTrainingManager, resume_run, run_config
 
 ROOT = Path(__file__).resolve().parents[2]
 Run = Callable[[StageContext], StageOutcome]
@@ -134,7 +135,7 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
         checkpoints = Checkpoints(folder, every_seconds=math.inf, stop=StopAt(boundaries))
         with pytest.raises(StoppedError):
             run(replace(context, checkpoints=checkpoints))
-    older, newer = sorted(folder.iterdir())
+    older, newer = sorted(folder.glob("*.pth"))
     content = bytearray(newer.read_bytes())
     content[len(content) // 2] ^= 1
     newer.write_bytes(content)
@@ -152,7 +153,7 @@ def test_two_checkpoints_of_a_piece_are_kept_and_none_of_a_state_that_is_not_fin
     for count in range(4):
         state["value"] += 1
         session.boundary()
-        assert len(list((tmp_path / "c").iterdir())) == min(count + 1, 2)
+        assert len(list((tmp_path / "c").glob("*.pth"))) == min(count + 1, 2)
     state["value"][1] = math.nan
     with pytest.raises(TrainingDivergedError, match="not finite"):
         session.boundary()
@@ -162,6 +163,13 @@ def test_two_checkpoints_of_a_piece_are_kept_and_none_of_a_state_that_is_not_fin
     with pytest.raises(CheckpointError, match="belongs to other work"):
         other.restore()
     assert not no_checkpoints().session("The Loop", generator).restore()
+
+
+def test_what_a_stage_took_counts_the_processes_before(tmp_path: Path) -> None:
+    first = Checkpoints(tmp_path / "c", every_seconds=0.0, stop=StopFlag(""))
+    first._started -= 100.0  # it began so long ago
+    first.session("loop", torch.Generator()).write()
+    assert 100.0 <= Checkpoints(tmp_path / "c", every_seconds=0.0, stop=StopFlag("")).seconds < 1000.0
 
 
 # ------------------------------------------------------------------------------------------------ divergence
@@ -220,7 +228,9 @@ def load(folder: Path, trained: Any, *overrides: str) -> Any:
     return config
 
 
-def test_a_run_goes_on_under_its_own_identity(trained: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_goes_on_under_its_own_identity_and_ends_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = tmp_path / "run"
     config = load_config(
         compose_config(
@@ -241,8 +251,12 @@ def test_a_run_goes_on_under_its_own_identity(trained: Any, tmp_path: Path, monk
     assert result.run_id == first.config.run_id
     assert result.command == "python train.py stage=cnn_lstm trainer=smoke"
     assert not (folder / "checkpoints").exists()
-    with pytest.raises(ConfigError, match="is finished"):
-        resume_run(folder)
+    (folder / "checkpoints").mkdir()  # as if the process had been killed right after its result was written
+    assert resume_run(folder) == result
+    assert run_config(first.config, run_dir=folder, arguments=()) == result
+    assert capsys.readouterr().err.count(f"the run in {folder} is finished: nothing is left to do\n") == 2
+    assert [record.id for record in ModelRegistry(tmp_path / "models").list()] == [result.model_id]
+    assert not (folder / "checkpoints").exists()
     with pytest.raises(ConfigError, match="is not the folder of a run"):
         resume_run(tmp_path / "elsewhere")
 

@@ -16,6 +16,7 @@ from tests.training.test_checkpoint import StopAt
 from trade_agent.errors import ConfigError, DataError, StoppedError, TradeAgentError, TrainingDivergedError
 from trade_agent.registry.store import ModelRegistry
 from trade_agent.training import reinforcement
+from trade_agent.training.results import TrainingResult
 from trade_agent.training.resume import locked
 from trade_agent.training.unified_manager import UnifiedTrainingManager, resume_run
 
@@ -100,6 +101,25 @@ def test_a_place_that_cannot_be_written_loses_no_finished_stage(
     assert result.parents == [forecaster]  # type: ignore[union-attr]
 
 
+def test_a_stage_that_was_registered_and_not_reported_is_reported_and_registered_once(
+    load: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(result: TrainingResult, folder: Path) -> None:
+        raise KeyboardInterrupt
+
+    folder = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainingResult, "write", killed)
+        with pytest.raises(KeyboardInterrupt):
+            UnifiedTrainingManager(load(tmp_path, "stage=rl", "model=td3"), run_dir=folder, quiet=True).run()
+    (registered,) = ModelRegistry(tmp_path / "models").list()
+    resume_run(folder, quiet=True)
+    assert [record.id for record in ModelRegistry(tmp_path / "models").list("cnn_lstm")] == [registered.id]
+    assert json.loads((folder / "upstream/cnn_lstm/result.json").read_text())["model_id"] == registered.id
+    assert (folder / "upstream/cnn_lstm/history.json").is_file()
+    assert not (folder / "checkpoints").exists()
+
+
 def test_data_that_are_gone_or_changed_are_told_and_the_run_goes_on_once_they_are_back(
     load: Any, run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -135,7 +155,8 @@ def test_checkpoints_that_are_all_damaged_cost_time_and_nothing_else(
         path.write_bytes(path.read_bytes()[:-1])
     (folder / "checkpoints/cnn_lstm/.forecaster-000009-cut.pth.1").write_bytes(b"half of a checkpoint")
     resume_run(folder, quiet=True)
-    assert caplog.text.count("is damaged") == len(damaged) > 1
+    assert caplog.text.count("is damaged") == len(damaged) - 1 > 1
+    assert caplog.text.count("stage.json is passed over") == 1
     assert learned(tmp_path) == learned(tmp_path / "whole")
 
 

@@ -23,22 +23,24 @@ import torch
 from torch import Tensor
 
 from trade_agent import safe_io
-from trade_agent.errors import CheckpointError, TrainingDivergedError, UnsafeFileError
+from trade_agent.errors import CheckpointError, RegistryError, TrainingDivergedError, UnsafeFileError
 from trade_agent.training.distributed import World
 from trade_agent.training.signals import StopFlag
 
 log = logging.getLogger(__name__)
 KEPT = 2
+STAGE = "stage.json"
 _FILE = re.compile(r"(?P<piece>.+)-(?P<number>\d{6})-(?P<sha>[0-9a-f]{16})\.pth")
 
 
 class Checkpoints:
-    """The checkpoints of one stage.
+    """The checkpoints of one stage, and what else of it outlives a process: `stage.json` in the same folder.
 
     folder: made when the first one is written; None keeps no checkpoints. every_seconds: between two of a piece; 0
-    writes at every boundary. stop: asks every boundary for a last checkpoint and the end. retries: how often the stage
-    was rolled back because it diverged; each halves the learning rates. world: every process writes its own part of a
-    checkpoint, and takes up the newest of which all parts are whole.
+    writes at every boundary. stop: asks every boundary for a last checkpoint and the end. world: every process writes
+    its own part of a checkpoint, and takes up the newest of which all parts are whole.
+
+    retries: how often the stage was rolled back because it diverged; each halves the learning rates.
     """
 
     def __init__(
@@ -47,11 +49,29 @@ class Checkpoints:
         *,
         every_seconds: float,
         stop: StopFlag,
-        retries: int = 0,
         world: World = World(),  # noqa: B008  immutable
     ) -> None:
-        self.folder, self.every_seconds, self.stop, self.retries = folder, every_seconds, stop, retries
-        self.world = world
+        self.folder, self.every_seconds, self.stop, self.world = folder, every_seconds, stop, world
+        past = world.agreed(_past(folder))
+        self.retries, self._seconds_before, self._started = past["retries"], past["seconds"], time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """Spent on the stage so far, by every process that worked on it up to its last checkpoint, and by this one."""
+        return float(self._seconds_before + time.monotonic() - self._started)
+
+    def roll_back(self) -> None:
+        """The stage diverged: its next try goes on from the last checkpoint with half the learning rates."""
+        self.retries += 1
+        self.note()
+        self.world.agreed(None)  # nobody goes on before it is written
+
+    def note(self) -> None:
+        """Write what is to outlive this process."""
+        if self.folder is not None and self.world.main:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            past = safe_io.checked_json({"retries": self.retries, "seconds": self.seconds})
+            safe_io.write_bytes(self.folder / STAGE, past)
 
     def session(self, piece: str, generator: torch.Generator) -> "Session":
         """For one piece of work of the stage, whose random numbers come from `generator` and the global generators."""
@@ -63,6 +83,16 @@ class Checkpoints:
             shutil.rmtree(self.folder, ignore_errors=True)
             with contextlib.suppress(OSError):
                 self.folder.parent.rmdir()
+
+
+def _past(folder: Path | None) -> dict[str, Any]:
+    """What `note` wrote; that of a stage which begins where there is none, or it is damaged."""
+    if folder is not None and (folder / STAGE).exists():
+        try:
+            return safe_io.read_checked_json(folder / STAGE)
+        except RegistryError as error:
+            log.warning("%s is passed over: %s", folder / STAGE, error)
+    return {"retries": 0, "seconds": 0.0}
 
 
 def no_checkpoints() -> Checkpoints:
@@ -157,6 +187,7 @@ class Session:
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{self._prefix}-{self._number:06d}-{safe_io.sha256_bytes(data)[:16]}.pth"
         safe_io.write_bytes(path, data)
+        self.checkpoints.note()
         for old, _ in self._files()[:-KEPT]:
             old.unlink(missing_ok=True)
         self._last_write = time.monotonic()

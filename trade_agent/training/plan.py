@@ -6,7 +6,7 @@ a run gives the same result whether its parents were found or trained on the way
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -145,10 +145,20 @@ def _parent_id(model: ModelMetadata, role: str) -> str:
     return found
 
 
-def build_plan(config: TrainingConfig, registry: ModelRegistry, dataset: MarketDataset, references: References) -> Plan:
-    """Work out every stage of the run and look for the parents in the registry. For `dataset` see `fit_to_parents`."""
+def build_plan(
+    config: TrainingConfig,
+    registry: ModelRegistry,
+    dataset: MarketDataset,
+    references: References,
+    *,
+    unfinished: Collection[str] = (),
+) -> Plan:
+    """Work out every stage of the run and look for the parents in the registry. For `dataset` see `fit_to_parents`.
+
+    unfinished: run ids whose models do not count as found.
+    """
     plan = Plan()
-    builder = _Builder(config, registry, dataset, references, plan)
+    builder = _Builder(config, registry, dataset, references, plan, unfinished)
     upstream = config.upstream
     if isinstance(upstream, schema.EnsembleUpstream):
         builder.ensemble(upstream)
@@ -173,6 +183,7 @@ class _Builder:
     dataset: MarketDataset
     references: References
     plan: Plan
+    unfinished: Collection[str]
 
     def forecaster(self, recipe: schema.CnnLstmRecipe) -> None:
         self.add("cnn_lstm", recipe.stage, recipe.model, "cnn_lstm", ())
@@ -253,9 +264,12 @@ class _Builder:
     def find(self, model_type: str, recipe: dict[str, Any]) -> ModelMetadata | None:
         """The newest registered model of this recipe and seed."""
         wanted, seed = plain_hash(recipe), self.config.seed
-        fitting = self.registry.find(
-            model_type, lambda model: model.recipe.get("settings_sha256") == wanted and model.seed == seed
-        )
+
+        def fits(model: ModelMetadata) -> bool:
+            same = model.recipe.get("settings_sha256") == wanted and model.seed == seed
+            return same and model.run_id not in self.unfinished
+
+        fitting = self.registry.find(model_type, fits)
         return fitting[0] if fitting else None
 
 

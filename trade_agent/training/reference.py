@@ -4,7 +4,6 @@ It proves the agents against published figures. Weights, curve and result stay i
 """
 
 import dataclasses
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -78,7 +77,7 @@ def run_reference(
     watch: Watch,
 ) -> ReferenceResult:
     """Train and evaluate; writes result.json, agent.pth, history.json and returns.png to `run_dir`."""
-    env_config, model, started = config.env, config.model, time.monotonic()
+    env_config, model = config.env, config.model
     assert isinstance(env_config, GymnasiumConfig)
     assert isinstance(model, AgentModel)
     world = checkpoints.world
@@ -102,7 +101,7 @@ def run_reference(
         checks=checks,
         seed=config.seed,
         device=str(device),
-        duration_seconds=time.monotonic() - started,
+        duration_seconds=checkpoints.seconds,
         env_steps=env_steps,
         command=config.command,
         run_id=config.run_id,

@@ -15,7 +15,8 @@ class TrainingResult:
 
     objective: name, value and direction ("max" or "min") on validation rows, one of the figures of `validation`.
     metrics and baselines: test rows.
-    parents: ids. artefacts: files of the run folder. duration_seconds: of this stage alone.
+    parents: ids. artefacts: files of the run folder. duration_seconds: of this stage alone, in all processes that
+    worked on it one after another.
     """
 
     stage: str

@@ -15,6 +15,8 @@ from trade_agent.config.schema import TrainingConfig
 from trade_agent.errors import ConfigError, DataError
 from trade_agent.registry.metadata import check_config
 
+CONFIG, RESULT = "config.json", "result.json"  # a run that has begun, and one that has ended
+
 
 def resume_command(run_dir: Path) -> str:
     """The line that goes on with the run in a folder, from any other one."""
@@ -26,12 +28,13 @@ def write_run(
 ) -> None:
     """What a run is, before it starts: `config.json`, and `run.json` with command, folder, versions and `about`.
 
-    A run that goes on keeps what is there.
+    A run that goes on keeps what is there; a new one removes what another has ended with.
     """
     if stored_run(run_dir).get("run_id") != config.run_id:
+        (run_dir / RESULT).unlink(missing_ok=True)
         own = {"run_id": config.run_id, "command": config.command, "folder": os.getcwd(), "environment": environment}
         safe_io.write_json(run_dir / "run.json", own | (about or {}))
-        safe_io.write_json(run_dir / "config.json", snapshot(config))
+        safe_io.write_json(run_dir / CONFIG, snapshot(config))
 
 
 def stored_run(run_dir: Path) -> dict[str, Any]:
@@ -68,25 +71,25 @@ def continued(config: TrainingConfig, run_dir: Path) -> TrainingConfig | None:
 
     So a job that a batch system starts again in the same folder goes on, with the same command line.
     """
-    if (run_dir / "result.json").exists() or not (run_dir / "config.json").is_file():
+    if (run_dir / RESULT).exists() or not holds_run(run_dir, config):
         return None
-    stored = safe_io.read_json(run_dir / "config.json")
+    return dataclasses.replace(config, run_id=safe_io.read_json(run_dir / CONFIG)["run_id"])
+
+
+def holds_run(run_dir: Path, config: TrainingConfig) -> bool:
+    """Whether a run of this config was begun in `run_dir`, finished or not."""
+    if not (run_dir / CONFIG).is_file():
+        return False
+    stored = safe_io.read_json(run_dir / CONFIG)
     own = safe_io.parse_json(safe_io.canonical_json(content(config)), name="the configuration")
-    if any(stored.get(name) != value for name, value in own.items()):
-        return None
-    return dataclasses.replace(config, run_id=stored["run_id"])
+    return all(stored.get(name) == value for name, value in own.items())
 
 
 def stored_config(run_dir: Path) -> TrainingConfig:
-    """The config of the unfinished run in `run_dir`.
-
-    Raises ConfigError where there is no such run, it is finished, or its config cannot be read back.
-    """
-    path = run_dir / "config.json"
+    """The config of the run in `run_dir`. Raises ConfigError where there is none, or it cannot be read back."""
+    path = run_dir / CONFIG
     if not path.is_file():
         raise ConfigError(f"resume={run_dir} is not the folder of a run", "name a folder that holds a config.json")
-    if (run_dir / "result.json").exists():
-        raise ConfigError(f"the run in {run_dir} is finished", "see its result.json")
     values = safe_io.read_json(path)
     check_config(values, name=str(path))
     try:

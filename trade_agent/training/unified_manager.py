@@ -2,9 +2,10 @@
 
 import contextlib
 import dataclasses
+import os
+import shutil
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from datetime import datetime
@@ -38,7 +39,9 @@ from trade_agent.training.reference import ReferenceResult, run_reference
 from trade_agent.training.report import print_plan, print_result, write_history
 from trade_agent.training.results import TrainingResult
 from trade_agent.training.resume import (
+    RESULT,
     continued,
+    holds_run,
     locked,
     require_same_data,
     resume_command,
@@ -144,7 +147,7 @@ class UnifiedTrainingManager:
                 )
 
             with self._watching(self.config.model.name, self.run_dir, "mean_return", self.trial) as watch:
-                result = self._with_retries("reference", train)
+                result = self._with_retries(self._checkpoints("reference"), train)
             handler.settle()
         return result
 
@@ -202,7 +205,7 @@ class UnifiedTrainingManager:
         window_bars, horizons = references.window(config)
         dataset = build_dataset(loaded, config, window_bars=window_bars, horizons=horizons, device=self.devices.device)
         dataset = fit_to_parents(dataset, self.registry, references)
-        plan = build_plan(config, self.registry, dataset, references)
+        plan = build_plan(config, self.registry, dataset, references, unfinished=self._cut_off())
         for planned in plan.to_train:
             if isinstance(planned.model, schema.CnnLstmModel):
                 cnn_lstm.check_folds(dataset, planned.model, config.trainer.cross_fit_folds)
@@ -212,7 +215,7 @@ class UnifiedTrainingManager:
         self, planned: PlannedStage, plan: Plan, dataset: MarketDataset
     ) -> tuple[TrainingResult, StageOutcome]:
         """Train and register one stage of a plan, whose parents were found or trained before."""
-        started = time.monotonic()
+        checkpoints = self._checkpoints(planned.key)
         target = planned is plan.target
         folder = self.run_dir if target else self.run_dir / "upstream" / planned.key
         self.progress.say(f"training {planned.key}")
@@ -224,12 +227,11 @@ class UnifiedTrainingManager:
 
         score = "skill_score" if planned.model_type == "cnn_lstm" else "sharpe"
         with self._watching(planned.key, folder, score, self.trial if target else None) as watch:
-            outcome = self._with_retries(planned.key, train)
+            outcome = self._with_retries(checkpoints, train)
         stored = self._register(planned, plan, dataset, outcome) if self.world.main else None
         identifier = self.world.agreed(stored.model_id if stored else None)
         planned.found = metadata = stored or self.registry.get(identifier)
-        result = self._result(planned, dataset, outcome, metadata, time.monotonic() - started)
-        checkpoints = self._checkpoints(planned.key)
+        result = self._result(planned, dataset, outcome, metadata, checkpoints.seconds)
         if self.world.main:
             write_history(folder, outcome.history)
             result.write(folder)
@@ -247,38 +249,37 @@ class UnifiedTrainingManager:
             with tempfile.TemporaryDirectory() as scratch:
                 yield Path(scratch)
 
-    def _with_retries(self, key: str, train: Callable[[Checkpoints], T]) -> T:
+    def _with_retries(self, checkpoints: Checkpoints, train: Callable[[Checkpoints], T]) -> T:
         """Train; where that diverges, go back to the last checkpoint with half the learning rates, a few times."""
         while True:
-            checkpoints = self._checkpoints(key)
             try:
                 return train(checkpoints)
             except TrialPrunedError:
                 checkpoints.remove()  # nobody goes on with it
                 raise
             except TrainingDivergedError as error:
-                retries = checkpoints.retries + 1
-                if retries > self.config.trainer.divergence_retries:
+                if checkpoints.retries >= self.config.trainer.divergence_retries:
                     raise
-                self.progress.say(f"  {error.message}: back to the last checkpoint, learning rates x {0.5**retries:g}")
-                if self.world.main:
-                    self._retries_file(key).parent.mkdir(parents=True, exist_ok=True)
-                    safe_io.write_json(self._retries_file(key), {"retries": retries})
-                self.world.agreed(None)  # nobody looks before it is written
+                checkpoints.roll_back()
+                rates = f"learning rates x {0.5**checkpoints.retries:g}"
+                self.progress.say(f"  {error.message}: back to the last checkpoint, {rates}")
 
     def _checkpoints(self, key: str) -> Checkpoints:
         """Those of one stage of this run."""
-        path = self._retries_file(key)
         return Checkpoints(
             self.run_dir / "checkpoints" / key,
             every_seconds=self.config.trainer.checkpoint_seconds,
             stop=self.stop,
-            retries=self.world.agreed(safe_io.read_json(path)["retries"] if path.exists() else 0),
             world=self.world,
         )
 
-    def _retries_file(self, key: str) -> Path:
-        return self.run_dir / "checkpoints" / key / "retries.json"
+    def _cut_off(self) -> set[str]:
+        """Run ids of stages that an earlier process may have registered without coming to their end, which is the
+        removal of their checkpoints: they go through their end once more, and register nothing a second time."""
+        folder = self.run_dir / "checkpoints"
+        if not self.stored or not folder.is_dir():
+            return set()
+        return {stage_run_id(self.config, path.name) for path in folder.iterdir()}
 
     def _context(
         self,
@@ -395,7 +396,7 @@ class UnifiedTrainingManager:
                 "cross_fit_folds": outcome.notes.get("cross_fit_folds", 0),
             },
             seed=config.seed,
-            run_id=f"{config.run_id}-{planned.key}",
+            run_id=stage_run_id(config, planned.key),
             study=self.trial.study.study_name if self.trial is not None and planned is plan.target else "",
             trainer_profile=config.trainer.name,
             environment=self.environment,
@@ -461,8 +462,11 @@ def run_config(
 ) -> TrainingResult | ReferenceResult:
     """What `train.py ARGUMENTS` does with its config: train here, as one of several workers, or start these.
 
-    Prints the line that names the result.
+    Prints the line that names the result. A run that was finished in this folder is not trained again: so a job that a
+    batch system starts once more ends well.
     """
+    if (run_dir / RESULT).exists() and holds_run(run_dir, config):
+        return finished_result(run_dir)
     if not is_worker() and config.device.processes > 1:
         launch(config.device, run_dir, arguments)
         return read_result(run_dir)  # whose line the first worker has printed
@@ -481,13 +485,31 @@ def read_result(run_dir: Path) -> TrainingResult | ReferenceResult:
     return TrainingResult(**values) if "model_id" in values else ReferenceResult(**values)
 
 
+def finished_result(run_dir: Path) -> TrainingResult | ReferenceResult:
+    """The result of a run that has ended, and say so; what a process that was killed then has left is removed."""
+    result = read_result(run_dir)
+    if os.environ.get("RANK", "0") == "0":
+        (run_dir / "error.json").unlink(missing_ok=True)
+        shutil.rmtree(run_dir / "checkpoints", ignore_errors=True)
+        print(f"the run in {run_dir} is finished: nothing is left to do", file=sys.stderr)
+        print(result.headline)
+    return result
+
+
 def resume_run(run_dir: Path, *, quiet: bool = False) -> TrainingResult | ReferenceResult:
-    """Go on with the unfinished run in a folder: registered stages are found, the one under way goes on from its newest
-    checkpoint. Raises ConfigError where there is no such run."""
+    """Go on with the run in a folder: registered stages are found, the one under way goes on from its newest
+    checkpoint, and one that is finished is left as it is. Raises ConfigError where there is no run."""
     run_dir = run_dir.resolve()
+    if (run_dir / RESULT).exists():
+        return finished_result(run_dir)
     config = stored_config(run_dir)
     with where_it_began(run_dir):
         return run_config(config, run_dir=run_dir, arguments=[f"resume={run_dir}"], quiet=quiet)
+
+
+def stage_run_id(config: TrainingConfig, key: str) -> str:
+    """By which the registry knows what one stage of a run has registered."""
+    return f"{config.run_id}-{key}"
 
 
 def trial_of(model: ModelMetadata) -> tuple[str, int]:
