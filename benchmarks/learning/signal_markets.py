@@ -24,6 +24,7 @@ from trade_agent.evaluation.backtest import run_policy
 from trade_agent.evaluation.grading import PerformanceGrade, grade
 from trade_agent.evaluation.trading import evaluate_trading
 from trade_agent.training.dataset import MarketDataset
+from trade_agent.training.learner import Learner
 from trade_agent.training.models import agent_spec
 from trade_agent.training.stages.context import StageContext, seed_everything
 from trade_agent.training.stages.trading import train_agent
@@ -69,7 +70,7 @@ class SignalAgent:
             model=self.model,
             rows=range(max(rows.start, context.dataset.first_row), rows.stop),
             observe=self.observe,
-            learn=self.agent.update,
+            learn=Learner(self.agent, self.observe),
             check=check,
             on_policy_env_steps=env_steps,
             off_policy_env_steps=env_steps,

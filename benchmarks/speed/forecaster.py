@@ -127,7 +127,8 @@ def loop_seconds(loader: DataLoader[tuple[Tensor, Tensor]]) -> float:
 
     def epoch() -> None:
         for windows, returns in loader:
-            loss = forecast_loss(net(windows), returns, torch.ones_like(returns), SETTINGS.direction_weight)
+            valid = torch.ones_like(returns)
+            loss = forecast_loss(net(windows), returns, valid, SETTINGS.direction_weight, valid.sum())
             optimizer.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)

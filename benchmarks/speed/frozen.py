@@ -13,6 +13,7 @@ from trade_agent.envs.rules import MarketRules
 from trade_agent.envs.series import MarketSeries
 from trade_agent.networks.encoders import TableEncoder, build_table
 from trade_agent.training.checkpoint import no_checkpoints
+from trade_agent.training.learner import Learner
 from trade_agent.training.reinforcement import Hooks, train_off_policy
 
 NUM_BARS, INPUTS, NUM_ENVS, ENV_STEPS, BATCH = 5_000, 8, 16, 2_000, 128
@@ -64,7 +65,7 @@ def train_on(series: MarketSeries, table: Tensor) -> None:
         env=env,
         replay=ReplayBuffer(capacity=ENV_STEPS, private_dim=env.private_dim, action_dim=1),
         observe=observe,
-        learn=agent.update,
+        learn=Learner(agent, observe),
         total_env_steps=ENV_STEPS,
         learning_rate_schedule="constant",
         n_step=1,

@@ -17,7 +17,7 @@ from trade_agent.agents.base import transition_batch
 from trade_agent.agents.replay import ReplayBuffer, Transitions
 from trade_agent.agents.sac import SAC
 from trade_agent.agents.td3 import TD3
-from trade_agent.training.reinforcement import observed_batch
+from trade_agent.training.learner import minibatch, observed
 
 HIDDEN, BATCH, FEATURES, PRIVATE = [256, 256], 256, 32, 6
 ROWS = 10_000
@@ -71,7 +71,8 @@ def measure_updates(
     def ours() -> float:
         return seconds(
             lambda: [
-                agent.update(observed_batch(data.replay.sample(BATCH, generator), data.observe)) for _ in range(UPDATES)
+                agent.update(observed(minibatch(data.replay.sample(BATCH, generator)), data.observe))
+                for _ in range(UPDATES)
             ]
         )
 
@@ -101,10 +102,10 @@ def losses_agree(agent: SAC | TD3, data: Data, peer: Peer, folder: Path) -> bool
     )
     batch = transition_batch(**{key: torch.as_tensor(value) for key, value in data.arrays(BATCH).items()})
     if isinstance(quiet, SAC):
-        losses = quiet.losses(batch)
+        losses = quiet.losses(quiet.prepare(batch))
         actor, critic = losses.actor, 0.5 * losses.critic  # Stable-Baselines3 halves the sum of both critics
     else:
-        actor, critic = quiet.actor_loss(batch), quiet.critic_loss(batch)[0]
+        actor, critic = quiet.actor_loss(batch), quiet.critic_loss(quiet.prepare(batch))[0]
     pairs = ((float(actor), answer["actor"]), (float(critic), answer["critic"]))
     return all(abs(mine - other) <= 1e-5 * max(1.0, abs(other)) for mine, other in pairs)
 

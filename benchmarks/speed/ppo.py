@@ -19,6 +19,7 @@ from trade_agent.agents.ppo import PPO
 from trade_agent.envs.batched import TrainingMarket
 from trade_agent.envs.rules import MarketRules
 from trade_agent.training.checkpoint import no_checkpoints
+from trade_agent.training.learner import Learner
 from trade_agent.training.reinforcement import Hooks, train_on_policy
 
 NUM_ENVS, ROLLOUT_STEPS, EPOCHS, BATCH = 16, 128, 10, 64
@@ -82,11 +83,15 @@ def trainer(env: TrainingMarket, table: Tensor, compiled: bool) -> Callable[[], 
     if compiled:
         agent.compile_losses()
     generator = torch.Generator().manual_seed(1)
+
+    def observe(t: Tensor, private: Tensor) -> Tensor:
+        return torch.cat((table.index_select(0, t), private), dim=-1)
+
     return lambda: train_on_policy(
         agent,
         env=env,
-        observe=lambda t, private: torch.cat((table.index_select(0, t), private), dim=-1),
-        learn=agent.update,
+        observe=observe,
+        learn=Learner(agent, observe),
         total_env_steps=ROLLOUTS * ROLLOUT_STEPS * NUM_ENVS,
         learning_rate_schedule="constant",
         rollout_steps=ROLLOUT_STEPS,
@@ -121,6 +126,6 @@ def same_losses(theirs: dict[str, float], arrays: dict[str, Any]) -> bool:
     raw = values["action"]
     fields = {key: values[key] for key in ("observation", "advantage", "value_target")}
     batch = TensorDict(fields | {"raw": raw, "log_prob": values["log_prob"] - tanh_log_det(raw)}, batch_size=[len(raw)])
-    _, metrics = agent.losses(batch)
+    _, metrics = agent.losses(agent.prepare(batch))
     pairs = ((metrics["loss_actor"], theirs["actor"]), (metrics["loss_critic"], theirs["critic"]))
     return all(abs(float(mine) - other) <= 1e-5 * max(1.0, abs(other)) for mine, other in pairs)

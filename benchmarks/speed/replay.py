@@ -11,7 +11,7 @@ from benchmarks.speed.measure import Figure, in_turn, seconds
 from benchmarks.speed.off_policy import BATCH, FEATURES, PRIVATE, ROWS, make_data
 from trade_agent.agents.base import transition_batch
 from trade_agent.agents.replay import ReplayBuffer, Transitions
-from trade_agent.training.reinforcement import observed_batch
+from trade_agent.training.learner import minibatch, observed
 
 CAPACITY, EXTEND, ROUNDS = 100_000, 1024, 100
 
@@ -27,7 +27,7 @@ def measure(repeats: int) -> None:
     def our_rounds() -> None:
         for _ in range(ROUNDS):
             ours.extend(chunk)
-            observed_batch(ours.sample(BATCH, generator), data.observe)
+            observed(minibatch(ours.sample(BATCH, generator)), data.observe)
 
     def their_rounds() -> None:
         for _ in range(ROUNDS):
@@ -36,7 +36,7 @@ def measure(repeats: int) -> None:
 
     ours.extend(data.transitions)
     peer.extend(whole)
-    drawn = observed_batch(ours.sample(ROWS, generator), data.observe)
+    drawn = observed(minibatch(ours.sample(ROWS, generator)), data.observe)
     stored = peer[drawn["t"]]  # row t of the data is bar t
     keys = ("observation", "action", ("next", "observation"), ("next", "reward"), ("next", "terminated"))
     side, other = in_turn(lambda: seconds(our_rounds), lambda: seconds(their_rounds), repeats)

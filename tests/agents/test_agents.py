@@ -142,7 +142,7 @@ def test_gradients_and_extra_loss_reach_the_encoder(name, batches):
 
     agent = make(name)
     torch.manual_seed(0)
-    agent.update(batches(0, encoder), extra_loss=3.0 * encoder.weight.sum())
+    agent.backward(agent.prepare(batches(0, encoder)), extra_loss=3.0 * encoder.weight.sum())
     agent_again = make(name)
     with_extra = encoder.weight.grad.clone()
     encoder.zero_grad()
@@ -156,7 +156,7 @@ def test_the_actor_sends_nothing_into_the_encoder(agent_class, batches):
     encoder = nn.Linear(5, 5)
     agent = make(agent_class.name)
     batch = batches(0, encoder)
-    loss = agent.losses(batch).actor if agent_class is SAC else agent.actor_loss(batch)
+    loss = agent.losses(agent.prepare(batch)).actor if agent_class is SAC else agent.actor_loss(batch)
     loss.backward()
     assert encoder.weight.grad is None
 
@@ -209,7 +209,7 @@ def test_target_takes_the_smaller_of_the_twins(values, batches):
     for name in ("td3", "sac"):
         agent = make(name, gamma=0.5, **({"initial_alpha": 1e-12} if name == "sac" else {}))
         constant_critics(agent, values)
-        assert_close(agent.target(batch), reward + 1.5 * alive, atol=1e-5, rtol=0.0)
+        assert_close(agent.target(agent.prepare(batch)), reward + 1.5 * alive, atol=1e-5, rtol=0.0)
 
 
 def test_sac_target_counts_the_entropy(batches):
@@ -218,7 +218,7 @@ def test_sac_target_counts_the_entropy(batches):
     agent = make("sac", gamma=1.0, initial_alpha=2.0)
     constant_critics(agent, (0.0, 0.0))
     torch.manual_seed(5)
-    target = agent.target(batch)
+    target = agent.target(agent.prepare(batch))
     torch.manual_seed(5)
     log_prob = agent.act(batch["next", "observation"], deterministic=False).log_prob
     assert_close(target, batch["next", "reward"].squeeze(1) - 2.0 * log_prob, atol=1e-4, rtol=1e-4)
@@ -245,7 +245,7 @@ def test_the_discount_counts_the_steps_of_a_transition(name, batches):
     batch["steps_to_next_obs"] = torch.tensor([1, 2, 3, 1] * 8).unsqueeze(1)
     agent = make(name, gamma=0.5, **({"initial_alpha": 1e-12} if name == "sac" else {}))
     constant_critics(agent, (8.0, 8.0))
-    bootstrapped = agent.target(batch) - batch["next", "reward"].squeeze(1)
+    bootstrapped = agent.target(agent.prepare(batch)) - batch["next", "reward"].squeeze(1)
     assert_close(bootstrapped, torch.tensor([4.0, 2.0, 1.0, 4.0] * 8), atol=1e-5, rtol=0.0)
 
 
@@ -302,13 +302,18 @@ def test_td3_target_noise_is_clipped_and_smooths(batches):
             parameter.zero_()
         agent.target_actor[-2].bias.fill_(torch.tensor(0.3).atanh())
     batch["next", "terminated"] = torch.zeros(len(batch), 1, dtype=torch.bool)
-    seen = agent.target(batch) - batch["next", "reward"].squeeze(1)
+    seen = agent.target(agent.prepare(batch)) - batch["next", "reward"].squeeze(1)
     assert_close(seen.min(), torch.tensor(-0.2), atol=1e-5, rtol=0.0)  # 0.3 - 0.5
     assert_close(seen.max(), torch.tensor(0.8), atol=1e-5, rtol=0.0)
     agent.target_noise = 0.2
-    assert_close((agent.target(batch) - batch["next", "reward"].squeeze(1)).std(), torch.tensor(0.2), atol=0.01, rtol=0)
+    assert_close(
+        (agent.target(agent.prepare(batch)) - batch["next", "reward"].squeeze(1)).std(),
+        torch.tensor(0.2),
+        atol=0.01,
+        rtol=0,
+    )
     agent.target_actor[-2].bias.data.fill_(10.0)  # the action itself stays within [-1, 1]
-    assert (agent.target(batch) - batch["next", "reward"].squeeze(1)).max() <= 1.0 + 1e-6
+    assert (agent.target(agent.prepare(batch)) - batch["next", "reward"].squeeze(1)).max() <= 1.0 + 1e-6
 
 
 def test_td3_explores_by_the_stated_noise():
@@ -326,12 +331,12 @@ def test_ppo_clip_stops_the_gradient_of_a_row_that_has_gone_far_enough():
     # ratio e: a good action is already more likely, a bad one already worse than the clip allows
     gained = {"log_prob": act.log_prob - torch.tensor([1.0, -1.0]), "advantage": torch.tensor([1.0, -1.0])}
     agent.value_coefficient = 0.0
-    total, metrics = agent.losses(TensorDict(fields | gained, batch_size=[2]))
+    total, metrics = agent.losses(agent.prepare(TensorDict(fields | gained, batch_size=[2])))
     total.backward()
     assert metrics["clip_fraction"] == 1.0
     assert not any(parameter.grad.any() for parameter in agent.policy.parameters())
     lost = {"log_prob": act.log_prob + torch.tensor([1.0, -1.0]), "advantage": torch.tensor([1.0, -1.0])}
-    agent.losses(TensorDict(fields | lost, batch_size=[2]))[0].backward()
+    agent.losses(agent.prepare(TensorDict(fields | lost, batch_size=[2])))[0].backward()
     assert all(parameter.grad.any() for parameter in agent.policy.parameters())
 
 

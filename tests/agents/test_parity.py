@@ -54,7 +54,7 @@ def test_sac(transitions):
     torch.manual_seed(7)
     expected = loss(batch.clone())
     torch.manual_seed(7)
-    ours = agent.losses(batch)
+    ours = agent.losses(agent.prepare(batch))
     assert_close(ours.critic, expected["loss_qvalue"], atol=1e-5, rtol=1e-5)
     assert_close(ours.actor, expected["loss_actor"], atol=1e-5, rtol=1e-5)
     assert_close(ours.alpha, expected["loss_alpha"], atol=1e-5, rtol=1e-5)
@@ -77,7 +77,7 @@ def test_td3(transitions):
     torch.manual_seed(7)
     expected = loss(batch.clone())
     torch.manual_seed(7)
-    critic, q = agent.critic_loss(batch)
+    critic, q = agent.critic_loss(agent.prepare(batch))
     actor = agent.actor_loss(batch)
     assert_close(critic, expected["loss_qvalue"], atol=1e-5, rtol=1e-5)
     assert_close(actor, expected["loss_actor"], atol=1e-5, rtol=1e-5)
@@ -103,12 +103,12 @@ def test_compiled_ppo():
         "value_target": torch.randn(64),
     }
     batch = TensorDict(fields, batch_size=[64])
-    plain, metrics = agent.losses(batch)
+    plain, metrics = agent.losses(agent.prepare(batch))
     plain.backward()
     expected = [parameter.grad.clone() for parameter in agent.parameters()]
     agent.optimizer.zero_grad()
     agent.compile_losses()
-    compiled, seen = agent.losses(batch)
+    compiled, seen = agent.losses(agent.prepare(batch))
     compiled.backward()
     assert_close(compiled, plain, atol=1e-6, rtol=1e-5)
     for name in set(metrics) - {"entropy"}:  # an estimate from other noise
@@ -156,7 +156,7 @@ def test_ppo(entropy_coefficient, policy):
     torch.manual_seed(7)
     expected = loss(theirs)
     torch.manual_seed(7)
-    total, metrics = agent.losses(batch)
+    total, metrics = agent.losses(agent.prepare(batch))
     assert 0.1 < metrics["clip_fraction"] < 0.9
     assert_close(metrics["clip_fraction"], expected["clip_fraction"])
     assert_close(metrics["loss_actor"], expected["loss_objective"], atol=1e-5, rtol=1e-5)
@@ -185,11 +185,13 @@ def test_returns_over_several_steps(name, transitions):
     torch.manual_seed(7)
     expected = loss(batch.clone())["loss_qvalue"]
     torch.manual_seed(7)
-    critic = agent.losses(batch).critic if name == "sac" else agent.critic_loss(batch)[0]
+    critic = agent.losses(agent.prepare(batch)).critic if name == "sac" else agent.critic_loss(agent.prepare(batch))[0]
     assert_close(critic, expected, atol=1e-5, rtol=1e-5)
     del batch["steps_to_next_obs"]
     torch.manual_seed(7)
-    one_step = agent.losses(batch).critic if name == "sac" else agent.critic_loss(batch)[0]
+    one_step = (
+        agent.losses(agent.prepare(batch)).critic if name == "sac" else agent.critic_loss(agent.prepare(batch))[0]
+    )
     assert (one_step - expected).abs() > 1e-3
 
 
@@ -202,7 +204,9 @@ def test_critics_with_layer_norm(agent_class, transitions):
     torch.manual_seed(7)
     expected = loss(batch.clone())["loss_qvalue"]
     torch.manual_seed(7)
-    critic = agent.losses(batch).critic if agent_class is SAC else agent.critic_loss(batch)[0]
+    critic = (
+        agent.losses(agent.prepare(batch)).critic if agent_class is SAC else agent.critic_loss(agent.prepare(batch))[0]
+    )
     assert_close(critic, expected, atol=1e-5, rtol=1e-5)
 
 

@@ -83,7 +83,7 @@ def test_beta_entropy_is_that_of_the_action():
         action = beta.action(unit).squeeze(1)
         assert_close(torch.trapezoid(log_density.exp(), action), torch.tensor(1.0).double(), atol=1e-5, rtol=0.0)
         expected -= torch.trapezoid(log_density.exp() * log_density, action)
-    assert_close(beta.entropy(parameters), expected.unsqueeze(0), atol=1e-5, rtol=0.0)
+    assert_close(beta.entropy(parameters, torch.empty(0)), expected.unsqueeze(0), atol=1e-5, rtol=0.0)
 
 
 def test_beta_policy_has_one_peak_and_samples_what_it_says():
@@ -112,7 +112,7 @@ def test_positions_by_hand():
     assert positions.action(positions.centre(parameters)).tolist() == [[1.0, -1.0]]
     entropy = -(0.2 * math.log(0.2) + 0.3 * math.log(0.3) + 0.5 * math.log(0.5))
     entropy -= 0.7 * math.log(0.7) + 0.2 * math.log(0.2) + 0.1 * math.log(0.1)
-    assert_close(positions.entropy(parameters), torch.tensor([entropy]))
+    assert_close(positions.entropy(parameters, torch.empty(0)), torch.tensor([entropy]))
     torch.manual_seed(0)
     many = positions.sample((parameters[0].expand(100_000, 2, 3),))
     for asset, expected in enumerate(parameters[0].exp()[0]):

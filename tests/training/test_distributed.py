@@ -15,12 +15,14 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
+from tensordict import TensorDict
 
 from trade_agent import safe_io
 from trade_agent.agents.base import transition_batch
 from trade_agent.agents.builders import agent_from_spec
 from trade_agent.agents.normalisers import RunningMoments
 from trade_agent.agents.processes import Alone
+from trade_agent.agents.replay import Transitions
 from trade_agent.config.load import compose_config, load_config
 from trade_agent.config.schema import EnsembleModel
 from trade_agent.errors import ConfigError
@@ -28,6 +30,7 @@ from trade_agent.networks.cnn_lstm import CNNLSTM
 from trade_agent.training.checkpoint import Checkpoints
 from trade_agent.training.dataset import build_dataset, load_data
 from trade_agent.training.distributed import World
+from trade_agent.training.learner import minibatch
 from trade_agent.training.models import Forecaster
 from trade_agent.training.progress import ProgressReporter
 from trade_agent.training.signals import StopFlag
@@ -167,24 +170,19 @@ def train_hybrid(kind: str, world: World) -> dict[str, Any]:
             t = torch.randint(4, BARS - 2, (ROWS,), generator=generator)
             t[-3:] = t[0]
             draws = torch.randn(ROWS, 2 * ACCOUNT + 4, generator=generator, dtype=torch.float64)
-            learner.learn(hybrid_batch(kind, learner, t[part], draws[part]))
+            learner(hybrid_batch(kind, t[part], draws[part]))
     return agent.state_dict() | {f"forecaster.{name}": value for name, value in network.state_dict().items()}
 
 
-def hybrid_batch(kind: str, learner: JointLearner, t: torch.Tensor, draws: torch.Tensor) -> Any:
+def hybrid_batch(kind: str, t: torch.Tensor, draws: torch.Tensor) -> TensorDict:
+    """A minibatch of rows `t` [B] without observations."""
     account, following, rest = draws.split([ACCOUNT, ACCOUNT, 4], dim=1)
     if kind == "ppo":
-        batch = {"raw": rest[:, :1], "log_prob": -2.0 + 0.1 * rest[:, 1], "advantage": rest[:, 2]}
-        return batch | {"value_target": rest[:, 3], "observation": learner.observe(t, account)}
-    with torch.no_grad():
-        next_observation = learner.observe(t + 1, following)
-    return transition_batch(
-        observation=learner.observe(t, account),
-        action=rest[:, :1].tanh(),
-        reward=rest[:, 1],
-        next_observation=next_observation,
-        terminated=rest[:, 2] > 1.0,
-    )
+        fields = {"raw": rest[:, :1], "log_prob": -2.0 + 0.1 * rest[:, 1], "advantage": rest[:, 2]}
+        fields |= {"t": t, "private": account, "value_target": rest[:, 3]}
+        return TensorDict(fields, batch_size=[len(t)])
+    one = torch.ones(len(t), dtype=torch.int32)
+    return minibatch(Transitions(t, account, rest[:, :1].tanh(), rest[:, 1], rest[:, 2] > 1.0, following, one))
 
 
 # ------------------------------------------------------------------------------------------------ ensemble

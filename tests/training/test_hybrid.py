@@ -10,12 +10,14 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 
-from trade_agent.agents.base import Agent, transition_batch
+from trade_agent.agents.base import Agent
 from trade_agent.agents.ppo import PPO
+from trade_agent.agents.replay import Transitions
 from trade_agent.config import schema
 from trade_agent.envs.market import account_fields
 from trade_agent.errors import RegistryError
 from trade_agent.training.distributed import World
+from trade_agent.training.learner import minibatch
 from trade_agent.training.models import Forecaster, policy_from_state
 from trade_agent.training.stages import hybrid
 from trade_agent.training.stages.cnn_lstm import dataset_targets
@@ -62,27 +64,28 @@ def accounts(trained: Any, count: int) -> Tensor:
     return torch.rand(count, width, generator=torch.Generator().manual_seed(1))
 
 
-def make_batch(trained: Any, learner: JointLearner, seed: int = 0) -> TensorDict:
+def make_batch(trained: Any, learner: JointLearner, seed: int = 0, t: Tensor | None = None) -> TensorDict:
     random = torch.Generator().manual_seed(seed)
     train = trained.dataset.split.train
-    t = torch.randint(train.start + 10, train.stop - 1, (16,), generator=random)
+    if t is None:
+        t = torch.randint(train.start + 10, train.stop - 1, (16,), generator=random)
     account = accounts(trained, 16)
     if isinstance(learner.agent, PPO):
         with torch.no_grad():
             action = learner.agent.act(learner.observe(t, account), deterministic=False)
-        batch = TensorDict({"raw": action.raw, "log_prob": action.log_prob}, batch_size=[16])
-        batch["advantage"] = torch.randn(16, generator=random)
-        batch["value_target"] = torch.randn(16, generator=random)
-        batch["observation"] = learner.observe(t, account)
-        return batch
-    with torch.no_grad():
-        following = learner.observe(t + 1, account)
-    return transition_batch(
-        observation=learner.observe(t, account),
-        action=torch.rand(16, 1, generator=random) * 2.0 - 1.0,
-        reward=torch.randn(16, generator=random),
-        next_observation=following,
-        terminated=torch.zeros(16, dtype=torch.bool),
+        fields = {"t": t, "private": account, "raw": action.raw, "log_prob": action.log_prob}
+        fields |= {name: torch.randn(16, generator=random) for name in ("advantage", "value_target")}
+        return TensorDict(fields, batch_size=[16])
+    return minibatch(
+        Transitions(
+            t=t,
+            private=account,
+            action=torch.rand(16, 1, generator=random) * 2.0 - 1.0,
+            reward=torch.randn(16, generator=random),
+            terminated=torch.zeros(16, dtype=torch.bool),
+            next_private=account,
+            steps=torch.ones(16, dtype=torch.int32),
+        )
     )
 
 
@@ -137,10 +140,10 @@ def test_the_forecaster_moves_once_it_is_no_longer_frozen(
     network, before = forecaster.network, weights_of(forecaster.network)
     agent_before = weights_of(agent)  # type: ignore[arg-type]
     for seed in range(2):
-        assert "loss_forecast" not in learner.learn(make_batch(trained, learner, seed))
+        assert "loss_forecast" not in learner(make_batch(trained, learner, seed))
     assert not moved(before, network)
     assert moved(agent_before, agent)  # type: ignore[arg-type]
-    metrics = learner.learn(make_batch(trained, learner, 2))
+    metrics = learner(make_batch(trained, learner, 2))
     assert float(metrics["loss_forecast"]) > 0.0
     assert moved(before, network)
 
@@ -148,7 +151,7 @@ def test_the_forecaster_moves_once_it_is_no_longer_frozen(
 def test_the_loss_of_the_agent_reaches_the_forecaster(joined: tuple[Forecaster, Agent, Parent], trained: Any) -> None:
     forecaster, agent, _ = joined
     learner = make_learner(trained, forecaster, agent, forecast_loss_weight=0.0)
-    learner.learn(make_batch(trained, learner))
+    learner(make_batch(trained, learner))
     for name, parameter in forecaster.network.named_parameters():
         assert parameter.grad is not None, name
         assert float(parameter.grad.abs().max()) > 0.0, name
@@ -160,12 +163,9 @@ def test_labels_that_end_behind_the_train_rows_teach_nothing(
     forecaster, agent, _ = joined
     stop = trained.dataset.split.train.stop - max(forecaster.horizons)
     learner = make_learner(trained, forecaster, agent, label_stop=stop)
-    account = accounts(trained, 3)
-    learner.observe(torch.arange(stop, stop + 3), account)
-    assert learner._forecast_loss is not None
-    assert learner._forecast_loss.item() == 0.0
-    learner.observe(torch.arange(stop - 3, stop), account)
-    assert learner._forecast_loss.item() > 0.0
+    behind, inside = torch.arange(stop, stop + 2).repeat(8), torch.arange(stop - 2, stop).repeat(8)
+    assert learner(make_batch(trained, learner, t=behind))["loss_forecast"] == 0.0
+    assert learner(make_batch(trained, learner, t=inside))["loss_forecast"] > 0.0
 
 
 def test_the_stage_stops_labels_inside_the_train_rows(

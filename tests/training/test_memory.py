@@ -1,15 +1,24 @@
 """Steps that do not fit memory are taken in parts, and what is learned stays the same."""
 
 import logging
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import pytest
 import torch
 
+from tests.training import test_distributed
+from tests.training.test_distributed import ACCOUNT, ROWS, double, hybrid_batch, train_hybrid
+from trade_agent.agents.builders import agent_from_spec
 from trade_agent.networks.cnn_lstm import CNNLSTM
+from trade_agent.networks.encoders import WindowEncoder
 from trade_agent.training.checkpoint import no_checkpoints
+from trade_agent.training.distributed import World
+from trade_agent.training.learner import Learner
 from trade_agent.training.memory import accumulate, is_out_of_memory
 from trade_agent.training.supervised import FitResult, FitSettings, Targets, fit_forecaster
 
+T = TypeVar("T")
 MORE_THAN_THERE_IS = 2**59  # elements: no allocator grants it, whatever the machine has
 
 
@@ -62,6 +71,67 @@ def test_a_forecaster_that_does_not_fit_learns_the_same_in_parts(caplog: pytest.
     assert result.validation_loss == pytest.approx(expected.validation_loss, rel=1e-10)
     for name, value in whole.items():
         torch.testing.assert_close(parts[name], value, rtol=1e-8, atol=1e-10)
+
+
+KINDS = pytest.mark.parametrize("kind", ["ppo", "sac", "td3"])
+
+
+def crowd(function: Callable[..., T], most: int) -> Callable[..., T]:
+    """With gradients, more than `most` bars at once ask the allocator for what it cannot give."""
+
+    def crowded(*arguments: Any) -> T:
+        if torch.is_grad_enabled() and len(arguments[-1]) > most:
+            torch.empty(MORE_THAN_THERE_IS, dtype=torch.uint8)
+        return function(*arguments)
+
+    return crowded
+
+
+def train_agent(kind: str, most: int) -> tuple[dict[str, torch.Tensor], list[dict[str, torch.Tensor]]]:
+    """A few updates on minibatches of 32 rows in float64: the weights, and the metrics of each update."""
+    torch.manual_seed(3)
+    spec: dict[str, Any] = {"name": kind, "observation_dim": 1 + ACCOUNT, "action_dim": 1, "hidden_dims": [8]}
+    if kind == "ppo":
+        spec["entropy_coefficient"] = 0.1  # whose estimate draws noise
+    agent = agent_from_spec(spec)
+    double(agent)
+    look = crowd(lambda account, t: torch.cat((t.unsqueeze(1) / 100.0, account), dim=-1), most)
+    learner = Learner(agent, lambda t, account: look(account, t))
+    generator = torch.Generator().manual_seed(1)
+    metrics = []
+    for _ in range(6):
+        draws = torch.randn(ROWS, 2 * ACCOUNT + 4, generator=generator, dtype=torch.float64)
+        metrics.append(learner(hybrid_batch(kind, torch.randint(4, 90, (ROWS,), generator=generator), draws)))
+    return agent.state_dict(), metrics
+
+
+@KINDS
+def test_an_agent_whose_minibatch_does_not_fit_learns_the_same_in_parts(
+    kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    whole, expected = train_agent(kind, most=ROWS)
+    assert not caplog.records
+    parts, metrics = train_agent(kind, most=10)
+    assert [record.args for record in caplog.records] == [(32, 16), (16, 8)]  # once, not in every step
+    for mine, theirs in ((parts, whole), *zip(metrics, expected, strict=True)):
+        assert mine.keys() == theirs.keys()
+        for name, value in theirs.items():
+            torch.testing.assert_close(mine[name], value, rtol=0.0, atol=1e-10)
+
+
+@KINDS
+def test_joint_training_that_does_not_fit_learns_the_same_in_parts(
+    kind: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some bars are in several parts of a batch, and some have no label."""
+    monkeypatch.setattr(test_distributed, "UPDATES", 25)
+    whole = train_hybrid(kind, World())
+    assert not caplog.records
+    monkeypatch.setattr(WindowEncoder, "encode", crowd(WindowEncoder.encode, most=20))
+    parts = train_hybrid(kind, World())
+    assert [record.args for record in caplog.records] == [(32, 16)]
+    for name, value in whole.items():
+        torch.testing.assert_close(parts[name], value, rtol=0.0, atol=1e-10)
 
 
 def test_what_does_not_fit_row_by_row_is_the_error_of_the_allocator() -> None:

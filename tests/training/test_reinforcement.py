@@ -23,12 +23,12 @@ from trade_agent.envs.series import MarketSeries
 from trade_agent.errors import TrainingDivergedError
 from trade_agent.training import reinforcement
 from trade_agent.training.checkpoint import no_checkpoints
+from trade_agent.training.learner import minibatch, observed
 from trade_agent.training.reinforcement import (
     Best,
     Hooks,
     copy_state,
     hand_on,
-    observed_batch,
     train_off_policy,
     train_on_policy,
 )
@@ -195,7 +195,7 @@ class Recorder:
         return torch.cat((t.unsqueeze(1) / 100.0, private), dim=-1)
 
     def learn(self, batch: TensorDict) -> dict[str, Tensor]:
-        self.batches.append(batch.clone())
+        self.batches.append(observed(batch, self.observe).clone())
         return {"loss": torch.tensor(float(len(self.batches)))}
 
 
@@ -282,7 +282,7 @@ def test_a_batch_is_observed_at_its_bar_and_the_next_one(make_market: MakeMarket
     recorder = Recorder()
     _, replay, _ = run_off_policy(make_market(), recorder)
     sample = replay.sample(40, torch.Generator().manual_seed(0))
-    batch = observed_batch(sample, recorder.observe)
+    batch = observed(minibatch(sample), recorder.observe)
     torch.testing.assert_close(batch["next", "observation"][:, 0] - batch["observation"][:, 0], torch.full((40,), 0.01))
     assert torch.equal(batch["next", "observation"][:, 1:], sample.next_private)
     assert torch.equal(batch["t"], sample.t.long())
@@ -432,7 +432,7 @@ def test_observations_are_normalised_alike_throughout_a_round(make_market: MakeM
     recorder, seen = Recorder(), []
 
     def learn(batch: TensorDict) -> dict[str, Tensor]:
-        agent = recorder.agent
+        agent, batch = recorder.agent, observed(batch, recorder.observe)
         moments = agent.observation_normaliser.moments
         normalised = agent.observation_normaliser(batch["observation"])
         log_prob = agent.policy.distribution.log_prob(batch["raw"], agent.policy(normalised))

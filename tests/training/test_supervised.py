@@ -29,6 +29,7 @@ from trade_agent.training.supervised import (
     make_targets,
     outside,
     samples,
+    valid_entries,
     windows_of,
 )
 
@@ -129,8 +130,10 @@ def test_loss_by_hand() -> None:
     returns = torch.tensor([[3.0, -1.0, 0.0]])
     valid = torch.tensor([[True, True, False]])
     expected = ((4.0 + 1.0) + 0.5 * (-math.log(0.75) - math.log(0.25))) / 2.0
-    assert float(forecast_loss(forecast, returns, valid, 0.5, Alone())) == pytest.approx(expected, rel=1e-6)
-    assert float(forecast_loss(forecast, returns, torch.zeros_like(valid), 0.5, Alone())) == 0.0
+    found = forecast_loss(forecast, returns, valid, 0.5, valid_entries(valid, Alone()))
+    assert float(found) == pytest.approx(expected, rel=1e-6)
+    none = torch.zeros_like(valid)
+    assert float(forecast_loss(forecast, returns, none, 0.5, valid_entries(none, Alone()))) == 0.0
 
 
 # ------------------------------------------------------------------------------------------------ the loop

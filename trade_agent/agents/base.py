@@ -26,10 +26,15 @@ class Action(NamedTuple):
 class Agent(Protocol):
     """An agent is an nn.Module: ``state_dict`` covers networks, targets and log-alpha.
 
-    ``update`` does one gradient step on its own optimizer: losses plus ``extra_loss``, one backward pass, clip, step,
-    soft update. Gradients that run into ``batch["observation"]`` are left in the leaves behind it (an encoder), whose
-    optimizer belongs to the caller. Nothing in ``act`` and ``update`` waits for the device: metrics are detached 0-d
-    tensors, and whether they are finite is for the training loop to check.
+    ``update`` does one gradient step on its own optimizer: ``prepare``, ``backward``, ``step``. ``prepare`` adds to a
+    minibatch what is drawn for it or taken over all of it, and needs no observation; from there on its rows can be
+    taken in parts. ``backward`` adds the gradient of ``share`` of the losses, plus ``extra_loss``, to those that are
+    there, and returns that share of each metric: shares of the number of rows add up to the whole. ``step`` clips,
+    steps, updates the targets softly, and completes the metrics.
+
+    Gradients that run into ``batch["observation"]`` are left in the leaves behind it (an encoder), whose optimizer
+    belongs to the caller. Nothing in ``act`` and ``update`` waits for the device: metrics are detached 0-d tensors, and
+    whether they are finite is for the training loop to check.
     """
 
     name: str
@@ -45,7 +50,15 @@ class Agent(Protocol):
 
     def act(self, observation: Tensor, *, deterministic: bool) -> Action: ...
 
-    def update(self, batch: TensorDict, *, extra_loss: Tensor | None = None) -> dict[str, Tensor]: ...
+    def prepare(self, batch: TensorDict) -> TensorDict: ...
+
+    def backward(
+        self, batch: TensorDict, *, share: float = 1.0, extra_loss: Tensor | None = None
+    ) -> dict[str, Tensor]: ...
+
+    def step(self, metrics: dict[str, Tensor]) -> dict[str, Tensor]: ...
+
+    def update(self, batch: TensorDict) -> dict[str, Tensor]: ...
 
     def spec(self) -> dict[str, Any]: ...
 
@@ -92,6 +105,16 @@ def transition_batch(
     if steps is not None:
         fields["steps_to_next_obs"] = steps.unsqueeze(1)
     return TensorDict(fields, batch_size=[len(action)])
+
+
+def backward_share(
+    loss: Tensor, metrics: dict[str, Tensor], *, share: float, extra_loss: Tensor | None
+) -> dict[str, Tensor]:
+    """The backward pass of ``share`` of a loss, and ``extra_loss`` as it is; returns that share of the metrics."""
+    if share != 1.0:
+        loss, metrics = share * loss, {name: share * value for name, value in metrics.items()}
+    (loss if extra_loss is None else loss + extra_loss).backward()
+    return metrics
 
 
 def make_adam(groups: Iterable[dict[str, Any]], *, eps: float, device: torch.device) -> torch.optim.Adam:

@@ -50,9 +50,9 @@ def squashed_log_prob(raw: Tensor, loc: Tensor, log_std: Tensor) -> Tensor:
     return normal_log_prob(raw, loc, log_std) - tanh_log_det(raw)
 
 
-def sample_raw(loc: Tensor, log_std: Tensor) -> Tensor:
-    """A reparametrised pre-squash action, from the default generator of the device."""
-    return loc + log_std.exp() * torch.randn_like(loc)
+def raw_action(loc: Tensor, log_std: Tensor, noise: Tensor) -> Tensor:
+    """A reparametrised pre-squash action from standard normal noise, all [B, A]."""
+    return loc + log_std.exp() * noise
 
 
 def log_beta_function(alpha: Tensor, beta: Tensor) -> Tensor:
@@ -67,7 +67,8 @@ class Distribution(Protocol):
     """All methods work on rows: parameters as the policy gives them, ``raw`` [B, A], results [B] or [B, A].
 
     Densities are those of the action (in nats, summed over A). ``centre`` is what a policy does without chance.
-    Samples come from the default generator of the device.
+    Samples come from the default generator of the device. ``noise`` is what an estimate of the entropy needs for rows
+    like ``raw``: drawn apart from it, because parts of a minibatch must find that of the whole.
     """
 
     def sample(self, parameters: Parameters) -> Tensor: ...
@@ -78,7 +79,9 @@ class Distribution(Protocol):
 
     def log_prob(self, raw: Tensor, parameters: Parameters) -> Tensor: ...
 
-    def entropy(self, parameters: Parameters) -> Tensor: ...
+    def noise(self, raw: Tensor) -> Tensor: ...
+
+    def entropy(self, parameters: Parameters, noise: Tensor) -> Tensor: ...
 
 
 class SquashedNormal:
@@ -88,7 +91,8 @@ class SquashedNormal:
     """
 
     def sample(self, parameters: Parameters) -> Tensor:
-        return sample_raw(*parameters)
+        loc, log_std = parameters
+        return raw_action(loc, log_std, torch.randn_like(loc))
 
     def centre(self, parameters: Parameters) -> Tensor:
         return parameters[0]
@@ -99,8 +103,12 @@ class SquashedNormal:
     def log_prob(self, raw: Tensor, parameters: Parameters) -> Tensor:
         return squashed_log_prob(raw, *parameters)
 
-    def entropy(self, parameters: Parameters) -> Tensor:
-        return -squashed_log_prob(self.sample(parameters), *parameters)
+    def noise(self, raw: Tensor) -> Tensor:
+        return torch.randn_like(raw)
+
+    def entropy(self, parameters: Parameters, noise: Tensor) -> Tensor:
+        loc, log_std = parameters
+        return -squashed_log_prob(raw_action(loc, log_std, noise), loc, log_std)
 
 
 class StretchedBeta:
@@ -128,7 +136,10 @@ class StretchedBeta:
         density = (alpha - 1.0) * raw.log() + (beta - 1.0) * (-raw).log1p() - log_beta_function(alpha, beta)
         return (density - LOG_TWO).sum(-1)  # the interval is twice as wide as the unit one
 
-    def entropy(self, parameters: Parameters) -> Tensor:
+    def noise(self, raw: Tensor) -> Tensor:
+        return torch.zeros_like(raw)  # there is a closed form
+
+    def entropy(self, parameters: Parameters, noise: Tensor) -> Tensor:
         alpha, beta = parameters
         total = alpha + beta
         slopes = (alpha - 1.0) * alpha.digamma() + (beta - 1.0) * beta.digamma() - (total - 2.0) * total.digamma()
@@ -161,7 +172,10 @@ class Positions(nn.Module):
     def log_prob(self, raw: Tensor, parameters: Parameters) -> Tensor:
         return parameters[0].gather(-1, raw.long().unsqueeze(-1)).squeeze(-1).sum(-1)
 
-    def entropy(self, parameters: Parameters) -> Tensor:
+    def noise(self, raw: Tensor) -> Tensor:
+        return torch.zeros_like(raw)  # there is a closed form
+
+    def entropy(self, parameters: Parameters, noise: Tensor) -> Tensor:
         return -(parameters[0].exp() * parameters[0]).sum((-2, -1))
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from trade_agent.agents.base import (
     Action,
     GradientHook,
+    backward_share,
     clip_gradients,
     constructor_values,
     make_adam,
@@ -118,16 +119,23 @@ class PPO(nn.Module):
         """V(s): [..., O] -> [...]."""
         return self.critic(self.observation_normaliser(observation)).squeeze(-1)
 
+    def prepare(self, batch: TensorDict) -> TensorDict:
+        """The batch with standardised advantages, and the noise of an estimate of the entropy."""
+        batch["standard_advantage"] = standardise(batch["advantage"], self.processes)
+        batch["noise"] = self.policy.distribution.noise(batch["raw"])
+        return batch
+
     def losses(self, batch: TensorDict) -> tuple[Tensor, dict[str, Tensor]]:
-        """The sum to minimise and the metrics of a minibatch; both networks send gradients into the observation."""
+        """The sum to minimise and the metrics of a minibatch that was prepared; both networks send gradients into
+        the observation."""
         observation = self.observation_normaliser(batch["observation"])
         distribution: Distribution = self.policy.distribution
         parameters = self.policy(observation)
         log_ratio = distribution.log_prob(batch["raw"], parameters) - batch["log_prob"]
-        loss_actor = clipped_surrogate(log_ratio, standardise(batch["advantage"], self.processes), self.clip)
+        loss_actor = clipped_surrogate(log_ratio, batch["standard_advantage"], self.clip)
         loss_critic = (self.critic(observation).squeeze(-1) - batch["value_target"]).square().mean()
         with torch.set_grad_enabled(self.entropy_coefficient != 0.0):  # by default it is only reported
-            entropy = distribution.entropy(parameters).mean()
+            entropy = distribution.entropy(parameters, batch["noise"]).mean()
         total = loss_actor + self.value_coefficient * loss_critic - self.entropy_coefficient * entropy
         with torch.no_grad():
             ratio = log_ratio.exp()
@@ -142,22 +150,30 @@ class PPO(nn.Module):
         return total, metrics
 
     def compile_losses(self) -> None:
-        """Fuse what lies between the products of the networks. Losses are equal up to rounding; other noise is drawn.
+        """Fuse what lies between the products of the networks. Losses are equal up to rounding.
 
         Kernels are built at the first update with each size of a minibatch: half a minute, and on a CPU a C++ compiler.
         """
         self.losses = torch.compile(self.losses, dynamic=False)  # type: ignore[method-assign]
 
-    def update(self, batch: TensorDict, *, extra_loss: Tensor | None = None) -> dict[str, Tensor]:
-        """One step on one minibatch."""
+    def backward(self, batch: TensorDict, *, share: float = 1.0, extra_loss: Tensor | None = None) -> dict[str, Tensor]:
+        """Gradients of both networks."""
         total, metrics = self.losses(batch)
-        self.optimizer.zero_grad()
-        (total if extra_loss is None else total + extra_loss).backward()
+        return backward_share(total, metrics, share=share, extra_loss=extra_loss)
+
+    def step(self, metrics: dict[str, Tensor]) -> dict[str, Tensor]:
+        """One step of both networks."""
         if self.gradient_hook is not None:
             self.gradient_hook(self._trained)
-        metrics["grad_norm"] = clip_gradients(self._trained, self.max_grad_norm)
+        grad_norm = clip_gradients(self._trained, self.max_grad_norm)
         self.optimizer.step()
-        return metrics
+        return metrics | {"grad_norm": grad_norm}
+
+    def update(self, batch: TensorDict) -> dict[str, Tensor]:
+        """One step on one minibatch."""
+        batch = self.prepare(batch)
+        self.optimizer.zero_grad()
+        return self.step(self.backward(batch))
 
     def optimizer_state(self) -> dict[str, Any]:
         return {"optimizer": self.optimizer.state_dict()}

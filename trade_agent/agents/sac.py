@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from trade_agent.agents.base import (
     Action,
     GradientHook,
+    backward_share,
     bootstrap_discount,
     clip_gradients,
     constructor_values,
@@ -25,7 +26,7 @@ from trade_agent.agents.base import (
     td_target,
 )
 from trade_agent.agents.normalisers import ObservationNormaliser, RewardNormaliser
-from trade_agent.agents.policies import StateStdPolicy, policy_action, sample_raw, squashed_log_prob
+from trade_agent.agents.policies import StateStdPolicy, policy_action, raw_action, squashed_log_prob
 from trade_agent.agents.processes import Alone, Processes
 from trade_agent.networks.mlp import StackedMLP, build_mlp
 
@@ -123,6 +124,12 @@ class SAC(nn.Module):
         """[B, O] -> action, the pre-squash action and its log density; deterministic takes the median, tanh(mean)."""
         return policy_action(self.policy, self.observation_normaliser(observation), deterministic=deterministic)
 
+    def prepare(self, batch: TensorDict) -> TensorDict:
+        """The batch with the noise of a' in the target, and of the actor's own action."""
+        batch["noise_target"] = torch.randn_like(batch["action"])
+        batch["noise_actor"] = torch.randn_like(batch["action"])
+        return batch
+
     @torch.no_grad()
     def target(self, batch: TensorDict) -> Tensor:
         """y = r + gamma (1 - terminated) (min_i Q'_i(s', a') - alpha log pi(a'|s')): equations 3 and 5. [B]
@@ -132,7 +139,7 @@ class SAC(nn.Module):
         following = batch["next"]
         observation = self.observation_normaliser(following["observation"])
         loc, log_std = self.policy(observation)
-        raw = sample_raw(loc, log_std)
+        raw = raw_action(loc, log_std, batch["noise_target"])
         q = self.target_critic(torch.cat((observation, raw.tanh()), dim=-1)).squeeze(-1)
         next_value = torch.minimum(q[0], q[1]) - self.log_alpha.exp() * squashed_log_prob(raw, loc, log_std)
         reward = self.reward_normaliser(following["reward"].squeeze(1))
@@ -140,7 +147,7 @@ class SAC(nn.Module):
         return td_target(reward, following["terminated"].squeeze(1), next_value, discount)
 
     def losses(self, batch: TensorDict) -> SACLosses:
-        """The three losses of a batch: draws the noise of a' first, then that of the actor's own action."""
+        """The three losses of a batch that was prepared."""
         target = self.target(batch)
         observation = self.observation_normaliser(batch["observation"])
         q = self.q_values(observation, batch["action"])
@@ -151,7 +158,7 @@ class SAC(nn.Module):
         # in shared features spoils them (Yarats et al. 2021, SAC-AE; likewise DrQ).
         observation = observation.detach()
         loc, log_std = self.policy(observation)
-        raw = sample_raw(loc, log_std)
+        raw = raw_action(loc, log_std, batch["noise_actor"])
         log_prob = squashed_log_prob(raw, loc, log_std)
         q_actor = self.critic(torch.cat((observation, raw.tanh()), dim=-1), frozen=True).squeeze(-1)
         # J_pi, equations 7 and 9.
@@ -161,28 +168,34 @@ class SAC(nn.Module):
         alpha = -self.log_alpha * (log_prob.mean() + self.target_entropy)
         return SACLosses(actor, critic, alpha, log_prob, q.detach())
 
-    def update(self, batch: TensorDict, *, extra_loss: Tensor | None = None) -> dict[str, Tensor]:
-        """One step of actor, critics and temperature, then the targets follow by ``tau``."""
+    def backward(self, batch: TensorDict, *, share: float = 1.0, extra_loss: Tensor | None = None) -> dict[str, Tensor]:
+        """Gradients of actor, critics and temperature."""
         losses = self.losses(batch)
-        total = losses.actor + losses.critic + losses.alpha
-        self.optimizer.zero_grad()
-        (total if extra_loss is None else total + extra_loss).backward()
+        metrics = {
+            "loss_actor": losses.actor.detach(),
+            "loss_critic": losses.critic.detach(),
+            "loss_alpha": losses.alpha.detach(),
+            "entropy": -losses.log_prob.mean(),
+            "q_mean": losses.q.mean(),
+            "q_spread": (losses.q[0] - losses.q[1]).abs().mean(),
+        }
+        return backward_share(losses.actor + losses.critic + losses.alpha, metrics, share=share, extra_loss=extra_loss)
+
+    def step(self, metrics: dict[str, Tensor]) -> dict[str, Tensor]:
+        """One step of actor, critics and temperature, then the targets follow by ``tau``."""
         if self.gradient_hook is not None:
             self.gradient_hook(self._trained)
         grad_norm = clip_gradients(self._trained, self.max_grad_norm)
         alpha = self.log_alpha.detach().exp()
         self.optimizer.step()
         soft_update(self._target, self._online, self.tau)
-        return {
-            "loss_actor": losses.actor.detach(),
-            "loss_critic": losses.critic.detach(),
-            "loss_alpha": losses.alpha.detach(),
-            "alpha": alpha,
-            "entropy": -losses.log_prob.mean(),
-            "q_mean": losses.q.mean(),
-            "q_spread": (losses.q[0] - losses.q[1]).abs().mean(),
-            "grad_norm": grad_norm,
-        }
+        return metrics | {"alpha": alpha, "grad_norm": grad_norm}
+
+    def update(self, batch: TensorDict) -> dict[str, Tensor]:
+        """One step on one minibatch."""
+        batch = self.prepare(batch)
+        self.optimizer.zero_grad()
+        return self.step(self.backward(batch))
 
     def optimizer_state(self) -> dict[str, Any]:
         return {"optimizer": self.optimizer.state_dict()}

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from trade_agent.agents.base import (
     Action,
     GradientHook,
+    backward_share,
     bootstrap_discount,
     clip_gradients,
     constructor_values,
@@ -118,6 +119,11 @@ class TD3(nn.Module):
             action = (action + self.exploration_noise * torch.randn_like(action)).clamp(-1.0, 1.0)
         return Action(action, torch.zeros_like(action), action.new_zeros(len(action)))
 
+    def prepare(self, batch: TensorDict) -> TensorDict:
+        """The batch with the noise of the target's action, standard normal."""
+        batch["noise_target"] = torch.randn_like(batch["action"])
+        return batch
+
     @torch.no_grad()
     def target(self, batch: TensorDict) -> Tensor:
         """y = r + gamma (1 - terminated) min_i Q'_i(s', clip(mu'(s') + e)), e clipped noise: algorithm 1. [B]
@@ -126,7 +132,7 @@ class TD3(nn.Module):
         """
         following = batch["next"]
         observation = self.observation_normaliser(following["observation"])
-        noise = self.target_noise * torch.randn_like(batch["action"])
+        noise = self.target_noise * batch["noise_target"]
         noise = noise.clamp(-self.target_noise_clip, self.target_noise_clip)
         action = (self.target_actor(observation) + noise).clamp(-1.0, 1.0)
         q = self.target_critic(torch.cat((observation, action), dim=-1)).squeeze(-1)
@@ -146,35 +152,42 @@ class TD3(nn.Module):
         observation = self.observation_normaliser(batch["observation"].detach())
         return -self.critic(torch.cat((observation, self.actor(observation)), dim=-1), frozen=True, first=True).mean()
 
-    def update(self, batch: TensorDict, *, extra_loss: Tensor | None = None) -> dict[str, Tensor]:
-        """One step of the critics; in each ``policy_delay``-th update also of the actor and the targets.
+    @property
+    def actor_turn(self) -> bool:
+        """Whether the update under way is one of the actor and the targets, too."""
+        return (self.updates + 1) % self.policy_delay == 0
+
+    def backward(self, batch: TensorDict, *, share: float = 1.0, extra_loss: Tensor | None = None) -> dict[str, Tensor]:
+        """Gradients of the critics; in each ``policy_delay``-th update also of the actor."""
+        total, q = self.critic_loss(batch)
+        metrics = {"loss_critic": total.detach(), "q_mean": q.mean(), "q_spread": (q[0] - q[1]).abs().mean()}
+        if self.actor_turn:
+            loss_actor = self.actor_loss(batch)
+            metrics["loss_actor"] = loss_actor.detach()
+            total = total + loss_actor
+        return backward_share(total, metrics, share=share, extra_loss=extra_loss)
+
+    def step(self, metrics: dict[str, Tensor]) -> dict[str, Tensor]:
+        """One step of what has a gradient; the targets follow when the actor took one.
 
         Between these, ``loss_actor`` is that of the last step of the actor.
         """
-        self.updates += 1
-        actor_turn = self.updates % self.policy_delay == 0
-        total, q = self.critic_loss(batch)
-        loss_critic = total.detach()
-        if actor_turn:
-            loss_actor = self.actor_loss(batch)
-            self._loss_actor = loss_actor.detach()
-            total = total + loss_actor
-        # Without a gradient (None, not zero) Adam leaves the actor and its moments alone.
-        self.optimizer.zero_grad(set_to_none=True)
-        (total if extra_loss is None else total + extra_loss).backward()
         if self.gradient_hook is not None:
             self.gradient_hook(self._trained)
         grad_norm = clip_gradients(self._trained, self.max_grad_norm)
         self.optimizer.step()
-        if actor_turn:
+        if self.actor_turn:
+            self._loss_actor = metrics["loss_actor"]
             soft_update(self._target, self._trained, self.tau)
-        return {
-            "loss_actor": self._loss_actor,
-            "loss_critic": loss_critic,
-            "q_mean": q.mean(),
-            "q_spread": (q[0] - q[1]).abs().mean(),
-            "grad_norm": grad_norm,
-        }
+        self.updates += 1
+        return metrics | {"loss_actor": self._loss_actor, "grad_norm": grad_norm}
+
+    def update(self, batch: TensorDict) -> dict[str, Tensor]:
+        """One step on one minibatch."""
+        batch = self.prepare(batch)
+        # Without a gradient (None, not zero) Adam leaves the actor and its moments alone.
+        self.optimizer.zero_grad(set_to_none=True)
+        return self.step(self.backward(batch))
 
     def optimizer_state(self) -> dict[str, Any]:
         return {"optimizer": self.optimizer.state_dict(), "updates": self.updates, "loss_actor": self._loss_actor}

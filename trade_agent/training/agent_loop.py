@@ -11,9 +11,10 @@ from trade_agent.agents.replay import ReplayBuffer
 from trade_agent.config.schema import AgentModel, OffPolicyModel, PpoModel
 from trade_agent.envs.batched import BatchedEnv
 from trade_agent.training.checkpoint import Session
+from trade_agent.training.learner import Observe
 from trade_agent.training.monitoring.watch import Watch
 from trade_agent.training.progress import ProgressReporter
-from trade_agent.training.reinforcement import Hooks, Learn, Observe, train_off_policy, train_on_policy
+from trade_agent.training.reinforcement import Hooks, Learn, train_off_policy, train_on_policy
 
 History = dict[str, list[float]]
 

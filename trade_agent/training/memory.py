@@ -3,10 +3,14 @@
 import gc
 import logging
 from collections.abc import Callable
+from typing import TypeVar
 
 import torch
+from tensordict import TensorDict
 from torch import Tensor
 
+Rows = TypeVar("Rows", Tensor, TensorDict)
+T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 
@@ -16,9 +20,9 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def accumulate(
-    rows: Tensor, backward: Callable[[Tensor], Tensor], *, size: int | None, clear: Callable[[], None]
-) -> tuple[Tensor, int | None]:
-    """Sum [] of ``backward(part)`` over parts of `rows` [B, ...] of at most `size` rows, and the size that fitted.
+    rows: Rows, backward: Callable[[Rows], T], *, size: int | None, clear: Callable[[], None]
+) -> tuple[list[T], int | None]:
+    """``backward(part)`` for parts of `rows` [B, ...] of at most `size` rows, and the size that fitted.
 
     ``backward`` adds the gradient of its part's share to those that are there, ``clear`` removes all of them. Where
     memory runs out the parts are halved and the step begins anew. size: None for the whole batch at once. Raises what
@@ -26,7 +30,8 @@ def accumulate(
     """
     while True:
         try:
-            return torch.stack([backward(part) for part in rows.split(size or len(rows))]).sum(), size
+            parts = [rows] if size is None else rows.split(size)
+            return [backward(part) for part in parts], size
         except (RuntimeError, MemoryError) as error:
             before = min(size or len(rows), len(rows))
             if before == 1 or not is_out_of_memory(error):

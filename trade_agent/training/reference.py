@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tensordict import TensorDict
 from torch import Tensor
 
 from trade_agent import safe_io
@@ -20,6 +19,7 @@ from trade_agent.envs.gymnasium_tasks import GymnasiumTasks, PlayedEpisodes, pla
 from trade_agent.registry.metadata import finite
 from trade_agent.training.agent_loop import History, loop_env_steps, train_in
 from trade_agent.training.checkpoint import Checkpoints
+from trade_agent.training.learner import Learner
 from trade_agent.training.models import agent_spec, agent_to_state
 from trade_agent.training.monitoring.watch import Watch
 from trade_agent.training.progress import ProgressReporter
@@ -162,16 +162,13 @@ def train_task(
     def observe(t: Tensor, private: Tensor) -> Tensor:
         return private
 
-    def learn(batch: TensorDict) -> dict[str, Tensor]:
-        return agent.update(batch)
-
     trainer = config.trainer
     env_steps, history = train_in(
         envs,
         agent,
         model=model,
         observe=observe,
-        learn=learn,
+        learn=Learner(agent, observe),
         check=check,
         total_env_steps=loop_env_steps(
             model, on_policy=trainer.on_policy_env_steps, off_policy=trainer.off_policy_env_steps

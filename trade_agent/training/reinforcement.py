@@ -14,7 +14,7 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 
-from trade_agent.agents.base import Agent, transition_batch
+from trade_agent.agents.base import Agent
 from trade_agent.agents.n_step import NStepWindow
 from trade_agent.agents.ppo import PPO
 from trade_agent.agents.processes import Processes
@@ -23,9 +23,9 @@ from trade_agent.agents.rollout import RolloutBuffer
 from trade_agent.envs.batched import BatchedEnv
 from trade_agent.errors import TrainingDivergedError
 from trade_agent.training.checkpoint import Session
+from trade_agent.training.learner import Observe, minibatch
 
-Observe = Callable[[Tensor, Tensor], Tensor]  # bar index [B], private state [B, K] -> observation [B, O]
-Learn = Callable[[TensorDict], dict[str, Tensor]]  # one gradient step on a batch with observations
+Learn = Callable[[TensorDict], dict[str, Tensor]]  # one gradient step on a minibatch, see `Learner`
 METRICS_EVERY = 50  # updates between two looks at the metrics, each of which waits for the device
 
 
@@ -163,7 +163,6 @@ def train_on_policy(
         buffer.finish(value=value, next_value=next_value, gamma=agent.gamma, gae_lambda=agent.gae_lambda)
         for _ in range(epochs):
             for batch in buffer.minibatches(batch_size, generator):
-                batch["observation"] = observe(batch["t"].long(), batch["private"])
                 metrics = learn(batch)
         if agent.observation_normaliser.enabled:
             with torch.no_grad():
@@ -250,7 +249,7 @@ def train_off_policy(
             rates.set(index / rounds)
             done["owed"] += num_envs / env_steps_per_update
             while done["owed"] >= 1.0:
-                metrics.update(learn(observed_batch(replay.sample(batch_size, generator), observe)))
+                metrics.update(learn(minibatch(replay.sample(batch_size, generator))))
                 done["owed"], done["updates"] = done["owed"] - 1.0, done["updates"] + 1
                 if done["updates"] % METRICS_EVERY == 0:
                     hand_on(metrics, env_steps, hooks, agent.processes)
@@ -262,26 +261,6 @@ def train_off_policy(
     if done["updates"] % METRICS_EVERY:
         hand_on(metrics, env_steps, hooks, agent.processes)
     return rounds * num_envs
-
-
-def observed_batch(sample: Transitions, observe: Observe) -> TensorDict:
-    """A batch of `replay.sample` in the layout of the agents.
-
-    The next observation belongs to the target: no gradient runs through it.
-    """
-    t = sample.t.long()
-    with torch.no_grad():
-        following = observe(t + sample.steps, sample.next_private)
-    batch = transition_batch(
-        observation=observe(t, sample.private),
-        action=sample.action,
-        reward=sample.reward,
-        next_observation=following,
-        terminated=sample.terminated,
-        steps=torch.as_tensor(sample.steps),
-    )
-    batch["t"] = t
-    return batch
 
 
 def _due(index: int, rounds: int, checks: int) -> bool:

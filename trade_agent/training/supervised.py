@@ -86,21 +86,24 @@ def windows_of(series: Tensor, pairs: Tensor, window_bars: int) -> Tensor:
     return series.flatten(0, 1).index_select(0, index.flatten()).view(len(pairs), window_bars, -1)
 
 
-def forecast_loss(
-    forecast: Forecast, returns: Tensor, valid: Tensor, direction_weight: float, processes: Processes
-) -> Tensor:
-    """Squared error of the scaled return plus weighted cross-entropy of its sign, over valid entries.
+def forecast_loss(forecast: Forecast, returns: Tensor, valid: Tensor, direction_weight: float, count: Tensor) -> Tensor:
+    """Squared error of the scaled return plus weighted cross-entropy of its sign, summed over valid entries and divided
+    by `count` [] (see `valid_entries`).
 
-    All of shape [..., H]; `valid` may be a number, how often an entry counts. The mean is over valid entries; no valid
-    entry gives 0. Of several processes that have a part of the entries each, the mean of their losses is that over all.
+    All of shape [..., H]; `valid` may be a number, how often an entry counts.
     """
     squared = (forecast.expected_return - returns).square()
     crossed = functional.binary_cross_entropy_with_logits(
         forecast.direction_logit, (returns > 0).to(returns.dtype), reduction="none"
     )
     weight = valid.to(returns.dtype)
-    count = processes.mean(weight.sum()).clamp(min=1.0 / processes.size)
     return ((squared + direction_weight * crossed) * weight).sum() / count
+
+
+def valid_entries(valid: Tensor, processes: Processes) -> Tensor:
+    """How many entries a mean is over [], at least one. Of several processes that have a part of the entries each, the
+    mean of their losses is then that over all."""
+    return processes.mean(valid.float().sum()).clamp(min=1.0 / processes.size)
 
 
 class FitResult(NamedTuple):
@@ -194,11 +197,11 @@ def fit_forecaster(
             if not len(own):  # fewer rows than processes: a row that weighs nothing
                 own, rows = train[chunk][:1], math.inf
             backward = functools.partial(_backward, network, series, targets, settings.direction_weight, rows)
-            loss, progress.microbatch = accumulate(own, backward, size=progress.microbatch, clear=optimizer.zero_grad)
+            shares, progress.microbatch = accumulate(own, backward, size=progress.microbatch, clear=optimizer.zero_grad)
             world.average_gradients(list(network.parameters()))
             norm = torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
             optimizer.step()
-            progress.total += loss * len(chunk)
+            progress.total += torch.stack(shares).sum() * len(chunk)
             progress.position += len(chunk)
             session.boundary()
         train_loss = float(world.mean(progress.total)) / len(train)
@@ -238,7 +241,8 @@ def _backward(
 def _loss(network: CNNLSTM, series: Tensor, targets: Targets, pairs: Tensor, direction_weight: float) -> Tensor:
     t, a = pairs[:, 0], pairs[:, 1]
     forecast = network(windows_of(series, pairs, network.window_bars))
-    return forecast_loss(forecast, targets.returns[t, a], targets.valid[t, a], direction_weight, Alone())
+    valid = targets.valid[t, a]
+    return forecast_loss(forecast, targets.returns[t, a], valid, direction_weight, valid_entries(valid, Alone()))
 
 
 @torch.no_grad()

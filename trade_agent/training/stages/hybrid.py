@@ -15,9 +15,10 @@ from trade_agent.agents.base import Agent
 from trade_agent.agents.builders import agent_from_spec
 from trade_agent.config.schema import AgentModel, CnnLstmStage, HybridStage, OffPolicyModel, PpoModel
 from trade_agent.errors import RegistryError
-from trade_agent.networks.encoders import WindowEncoder, build_table
+from trade_agent.networks.encoders import Encoding, WindowEncoder, build_table
 from trade_agent.training.agent_loop import warmup_env_steps
 from trade_agent.training.distributed import World
+from trade_agent.training.learner import Learner
 from trade_agent.training.models import (
     AgentPolicy,
     Forecaster,
@@ -36,7 +37,7 @@ from trade_agent.training.stages.trading import (
     train_rows,
     validate,
 )
-from trade_agent.training.supervised import TABLE_BATCH, Targets, forecast_loss
+from trade_agent.training.supervised import TABLE_BATCH, Targets, forecast_loss, valid_entries
 
 # What the weights of an agent mean: a hybrid goes on from them and must be built alike.
 INHERITED = (
@@ -54,10 +55,10 @@ INHERITED = (
 )
 
 
-class JointLearner:
+class JointLearner(Learner):
     """Takes one gradient step for agent and forecaster at once.
 
-    `observe` encodes bars through the forecaster, and remembers the forecasts of its last call with gradient: the
+    `observe` encodes bars through the forecaster, and remembers the encoding of its last call with gradient: the
     auxiliary loss needs no second pass. While the forecaster is frozen it is encoded without a graph.
     """
 
@@ -75,13 +76,15 @@ class JointLearner:
         frozen_updates: int,
         world: World,
     ) -> None:
-        self.agent, self.network, self.targets = agent, forecaster.network, targets
+        super().__init__(agent, self.encode)
+        self.network, self.targets = forecaster.network, targets
         self.encoder = WindowEncoder(forecaster.network, features)
         self.label_stop = label_stop  # labels of later bars reach out of the train rows
         self.forecast_loss_weight, self.direction_loss_weight = forecast_loss_weight, direction_loss_weight
         self.frozen_updates, self.updates, self.world = frozen_updates, 0, world
         self.optimizer = torch.optim.Adam(forecaster.network.parameters(), lr=learning_rate, fused=True)
-        self._forecast_loss: Tensor | None = None
+        self._encoding: Encoding | None = None
+        self._entries = torch.ones(())  # that the forecast loss of the minibatch is a mean over
         # The network stays in evaluation mode, but cuDNN has a backward pass only for an LSTM in training mode.
         forecaster.network.lstm.dropout = 0.0
 
@@ -89,21 +92,14 @@ class JointLearner:
     def frozen(self) -> bool:
         return self.updates < self.frozen_updates
 
-    def observe(self, t: Tensor, account: Tensor) -> Tensor:
+    def encode(self, t: Tensor, account: Tensor) -> Tensor:
         """Observation [B, O] of bars `t` [B] and accounts [B, K]."""
         learning = torch.is_grad_enabled() and not self.frozen
         self.network.lstm.train(learning)
         with torch.set_grad_enabled(learning):
             encoding = self.encoder.encode(t)
         if learning:
-            known = (encoding.counts * (encoding.bars < self.label_stop)).view(-1, 1, 1)
-            self._forecast_loss = forecast_loss(
-                encoding.forecast,
-                self.targets.returns[encoding.bars],
-                self.targets.valid[encoding.bars] * known,
-                self.direction_loss_weight,
-                self.world,
-            )
+            self._encoding = encoding
         return torch.cat((encoding.observation, account), dim=-1)
 
     def state_dict(self) -> dict[str, Any]:
@@ -122,20 +118,48 @@ class JointLearner:
         for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
             group["lr"] = rate
 
-    def learn(self, batch: TensorDict) -> dict[str, Tensor]:
-        """One update from a batch whose observation was made by `observe`."""
+    def prepare(self, batch: TensorDict) -> TensorDict:
+        if not self.frozen:
+            bars = batch["t"].long().clamp_min(self.encoder.first_bar)
+            self._entries = valid_entries(self._labelled(bars, torch.ones_like(bars)), self.world)
+        return super().prepare(batch)
+
+    def clear(self) -> None:
+        super().clear()
+        self.optimizer.zero_grad()
+        self._encoding = None  # of a step that did not fit: it holds on to its graph
+
+    def backward(self, batch: TensorDict, *, share: float) -> dict[str, Tensor]:
         if self.frozen:
-            metrics = self.agent.update(batch)
-        else:
-            assert self._forecast_loss is not None
-            self.optimizer.zero_grad()
-            metrics = self.agent.update(batch, extra_loss=self.forecast_loss_weight * self._forecast_loss)
+            return super().backward(batch, share=share)
+        loss = self._forecast_loss()
+        metrics = self.agent.backward(batch, share=share, extra_loss=self.forecast_loss_weight * loss)
+        return metrics | {"loss_forecast": loss.detach()}
+
+    def step(self, metrics: dict[str, Tensor]) -> dict[str, Tensor]:
+        metrics = super().step(metrics)
+        if not self.frozen:
             self.world.average_gradients(list(self.network.parameters()))
             torch.nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
             self.optimizer.step()
-            metrics["loss_forecast"] = self._forecast_loss.detach()
         self.updates += 1
         return metrics
+
+    def _forecast_loss(self) -> Tensor:
+        """The share [] that the bars encoded last have in the forecast loss of their minibatch."""
+        assert self._encoding is not None
+        bars, counts = self._encoding.bars, self._encoding.counts
+        return forecast_loss(
+            self._encoding.forecast,
+            self.targets.returns[bars],
+            self._labelled(bars, counts),
+            self.direction_loss_weight,
+            self._entries,
+        )
+
+    def _labelled(self, bars: Tensor, counts: Tensor) -> Tensor:
+        """How often each label [U, A, H] of `bars` [U] counts: as often as the bar does, where it is known."""
+        return self.targets.valid[bars] * (counts * (bars < self.label_stop)).view(-1, 1, 1)
 
 
 def run(
@@ -188,7 +212,7 @@ def run(
         model=model,
         rows=train_rows(dataset, joined.network.window_bars),
         observe=learner.observe,
-        learn=learner.learn,
+        learn=learner,
         check=check,
         on_policy_env_steps=context.trainer.joint_on_policy_env_steps,
         off_policy_env_steps=context.trainer.joint_off_policy_env_steps,

@@ -1,12 +1,12 @@
 """Stage 2: PPO, SAC or TD3 on the features of a frozen forecaster."""
 
 import torch
-from tensordict import TensorDict
 from torch import Tensor
 
 from trade_agent.agents.builders import agent_from_spec
 from trade_agent.config.schema import AgentModel
 from trade_agent.networks.encoders import TableEncoder, build_table
+from trade_agent.training.learner import Learner
 from trade_agent.training.models import (
     AgentPolicy,
     agent_spec,
@@ -48,16 +48,13 @@ def run(context: StageContext, *, model: AgentModel, forecaster: Parent) -> Stag
     def observe(t: Tensor, account: Tensor) -> Tensor:
         return torch.cat((encoder(t), account), dim=-1)
 
-    def learn(batch: TensorDict) -> dict[str, Tensor]:
-        return agent.update(batch)
-
     env_steps, history = train_agent(
         context,
         agent,
         model=model,
         rows=train_rows(dataset, parent.network.window_bars),
         observe=observe,
-        learn=learn,
+        learn=Learner(agent, observe),
         check=lambda steps: best.consider(validate(context, policy, steps), agent.state_dict, steps),
         on_policy_env_steps=context.trainer.on_policy_env_steps,
         off_policy_env_steps=context.trainer.off_policy_env_steps,

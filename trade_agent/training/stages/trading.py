@@ -21,7 +21,8 @@ from trade_agent.training.agent_loop import loop_env_steps, train_in
 from trade_agent.training.checkpoint import Session
 from trade_agent.training.compiling import choose_compiled
 from trade_agent.training.dataset import MarketDataset
-from trade_agent.training.reinforcement import Learn, Observe
+from trade_agent.training.learner import Observe
+from trade_agent.training.reinforcement import Learn
 from trade_agent.training.stages.context import StageContext, StageOutcome
 
 TIMED_STEPS = 64  # of the market in a timed round of SAC and TD3
@@ -159,6 +160,7 @@ def _losses_of_noise(agent: Agent, rows: int, device: torch.device, compiled: bo
         },
         batch_size=[rows],
     )
+    batch = scratch.prepare(batch)
     if compiled:
         scratch.compile_losses()
 
