@@ -20,7 +20,7 @@ from trade_agent.config.load import compose_config, load_config
 from trade_agent.errors import CheckpointError, ConfigError, StoppedError, TrainingDivergedError
 from trade_agent.registry.store import ModelRegistry
 from trade_agent.training import reinforcement
-from trade_agent.training.checkpoint import Checkpoints, no_checkpoints
+from trade_agent.training.checkpoint import Checkpoints, Session, no_checkpoints
 from trade_agent.training.resume import locked, stored_config
 from trade_agent.training.signals import StopFlag, stop_on_signals
 from trade_agent.training.stages import cnn_lstm, ensemble, hybrid, rl
@@ -163,6 +163,24 @@ def test_two_checkpoints_of_a_piece_are_kept_and_none_of_a_state_that_is_not_fin
     with pytest.raises(CheckpointError, match="belongs to other work"):
         other.restore()
     assert not no_checkpoints().session("The Loop", generator).restore()
+
+
+def test_a_checkpoint_of_another_device_is_passed_over_and_no_newer_one_removed_for_it(tmp_path: Path) -> None:
+    def session(generator: torch.Generator) -> Session:
+        checkpoints = Checkpoints(tmp_path / "c", every_seconds=0.0, stop=StopFlag(""))
+        return checkpoints.session("loop", generator)
+
+    class OnGpu(torch.Generator):
+        device = torch.device("cuda")
+
+    other = session(OnGpu())
+    for _ in range(3):
+        other.write()
+    own = session(torch.Generator())
+    assert not own.restore()
+    own.write()
+    assert session(torch.Generator()).restore()
+    assert [path.name[:11] for path in sorted((tmp_path / "c").glob("*.pth"))] == ["loop-000003", "loop-000004"]
 
 
 def test_what_a_stage_took_counts_the_processes_before(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from trade_agent.registry.store import ModelRegistry
 from trade_agent.training import reinforcement
 from trade_agent.training.results import TrainingResult
 from trade_agent.training.resume import locked
+from trade_agent.training.stages import cnn_lstm
 from trade_agent.training.unified_manager import UnifiedTrainingManager, resume_run
 
 FORECASTER = ("stage=cnn_lstm", "trainer.cross_fit_folds=2", "trainer.checkpoint_seconds=0")
@@ -118,6 +119,41 @@ def test_a_stage_that_was_registered_and_not_reported_is_reported_and_registered
     assert json.loads((folder / "upstream/cnn_lstm/result.json").read_text())["model_id"] == registered.id
     assert (folder / "upstream/cnn_lstm/history.json").is_file()
     assert not (folder / "checkpoints").exists()
+
+
+def with_a_full_gpu(config: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> UnifiedTrainingManager:
+    """A run whose first try of the forecaster is as if on a GPU without memory left."""
+    manager, real, tries = UnifiedTrainingManager(config, run_dir=folder, quiet=True), cnn_lstm.run, []
+
+    def run(*arguments: Any, **named: Any) -> Any:
+        tries.append(None)
+        if len(tries) > 1:
+            return real(*arguments, **named)
+        manager.devices.device = torch.device("cuda")
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB.\nGPU 0 is full.")
+
+    monkeypatch.setattr(cnn_lstm, "run", run)
+    return manager
+
+
+def test_what_does_not_fit_the_gpu_ends_with_one_line(
+    load: Any, run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(TradeAgentError, match=r"^cnn_lstm failed: CUDA out of memory. Tried to allocate 9 GiB.; lower"):
+        with_a_full_gpu(load(tmp_path, *FORECASTER), tmp_path / "run", monkeypatch).run()
+    assert error_of(tmp_path / "run")["error"] == "OutOfMemoryError"
+    assert "device.on_oom=cpu" in error_of(tmp_path / "run")["remedy"]
+
+
+def test_what_does_not_fit_the_gpu_is_trained_on_the_cpu_where_that_is_asked_for(
+    load: Any, run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(tmp_path / "whole", *FORECASTER)
+    config = load(tmp_path, *FORECASTER, "device.on_oom=cpu")
+    result = with_a_full_gpu(config, tmp_path / "run", monkeypatch).run()
+    assert result.device == "cpu"
+    assert learned(tmp_path) == learned(tmp_path / "whole")
+    assert not (tmp_path / "run/error.json").exists()
 
 
 def test_data_that_are_gone_or_changed_are_told_and_the_run_goes_on_once_they_are_back(

@@ -281,6 +281,7 @@ class DeviceConfig:
     threads: int = number(0, 4096)
     compile: Any = choice(True, False, "auto")
     processes: int = number(1, 4096)
+    on_oom: str = choice("stop", "cpu")
     max_restarts: int = number(0, 1000)
     timeout_seconds: float = number(1.0, 86_400.0)
 

@@ -121,6 +121,11 @@ class Session:
         world = self.checkpoints.world
         return self.piece if world.size == 1 else f"{self.piece}-{world.rank}of{world.size}"
 
+    @property
+    def _device(self) -> str:
+        """Kind of device that the training runs on."""
+        return self.generator.device.type
+
     def keep(self, name: str, get: Callable[[], Any], put: Callable[[Any], None]) -> None:
         """Make something part of every checkpoint: `get` returns tensors and plain values, `put` takes them back."""
         self._parts[name] = (get, put)
@@ -134,24 +139,32 @@ class Session:
             for left_over in self.checkpoints.folder.glob(f".{self._prefix}-*"):  # of a process killed while it wrote
                 left_over.unlink()
         found: dict[int, tuple[Path, dict[Any, Any]]] = {}
+        numbers = [0]
         for path, match in self._files():
+            numbers.append(int(match["number"]))
             try:
                 data = safe_io.read_bytes(path)
                 if not safe_io.sha256_bytes(data).startswith(match["sha"]):
                     raise UnsafeFileError("its checksum does not fit")
-                found[int(match["number"])] = path, safe_io.load_tensors(data, name=str(path))
+                state = safe_io.load_tensors(data, name=str(path))
             except UnsafeFileError as error:
                 log.warning("%s is damaged, the one before is taken: %s", path, error)
+                continue
+            if state.get("device", self._device) == self._device:
+                found[numbers[-1]] = path, state
+            else:  # its random numbers have no meaning here
+                log.warning("%s was written by a training on %s: it is passed over", path, state["device"])
+        self._number = max(self.checkpoints.world.gathered(max(numbers)))  # behind those that are passed over
         common = set.intersection(*map(set, self.checkpoints.world.gathered(list(found))))
         if not common:
             return False
         path, state = found[max(common)]
-        if state.keys() != self._parts.keys() | {"rng", "finished"}:
+        if state.keys() != self._parts.keys() | {"rng", "finished", "device"}:
             raise CheckpointError(f"{path} belongs to other work", "start again in another run folder")
         for name, (_, put) in self._parts.items():
             put(state[name])
         put_rng(state["rng"], self.generator)
-        self.finished, self._number = bool(state["finished"]), max(common)
+        self.finished = bool(state["finished"])
         return True
 
     def boundary(self, *, due: bool = False) -> None:
@@ -179,7 +192,7 @@ class Session:
         if folder is None:
             return
         state = {name: get() for name, (get, _) in self._parts.items()}
-        state |= {"rng": get_rng(self.generator), "finished": self.finished}
+        state |= {"rng": get_rng(self.generator), "finished": self.finished, "device": self._device}
         if any(self.checkpoints.world.any(not all_finite(state))):
             raise TrainingDivergedError("the state of the training is not finite", "lower model.learning_rate")
         data = safe_io.dump_tensors(state)

@@ -56,6 +56,13 @@ class MarketDataset:
         """What a grading policy must know of the data."""
         return {"leaked": float(not self.causality.ok)}
 
+    def to(self, device: torch.device) -> "MarketDataset":
+        """The same on another device."""
+        if device == self.device:
+            return self
+        series = MarketSeries.from_bars(self.bars, device)
+        return replace(self, features=self.features.to(device), series=series, device=device)
+
     def splits(self) -> dict[str, list[str]]:
         """First and last bar of each split, both included, as ISO times in UTC."""
         named = {"train": self.split.train, "validation": self.split.validation, "test": self.split.test}

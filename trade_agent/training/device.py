@@ -70,6 +70,12 @@ class DeviceManager:
         torch.backends.cudnn.allow_tf32 = tf32
         return "tf32" if tf32 else "float32"
 
+    def fall_back(self) -> None:
+        """Use the CPU from here on, because the work did not fit the memory of the device."""
+        self.reason = f"fallback: out of memory on {self.device.type}"
+        self.device = torch.device("cpu")
+        self.precision = self._set_precision("float32", strict=False)
+
     def report(self) -> DeviceReport:
         if self.device.type == "cuda":
             properties = torch.cuda.get_device_properties(self.device)

@@ -19,7 +19,7 @@ class TrainingErrorHandler:
     Once a stage is being trained, or was before this process `resumed` the run, whatever ends it leaves `error.json` in
     its folder: what went wrong, the remedy, and the command that goes on from the last checkpoint. Before that nothing
     was started: wrong input (exit code 2) leaves no file, and neither does a run that was asked to stop or was pruned.
-    The error goes on to the caller, an OSError as a TradeAgentError of one line.
+    The error goes on to the caller; that of a disk, or of memory that ran out, as a TradeAgentError of one line.
     """
 
     def __init__(self, run_dir: Path, resume: str, *, resumed: bool = False, writes: bool = True) -> None:
@@ -42,8 +42,9 @@ class TrainingErrorHandler:
                 return
             self.run_dir.mkdir(parents=True, exist_ok=True)
             safe_io.write_json(self.run_dir / "error.json", self.describe(error))
-        if isinstance(error, OSError):
-            raise TradeAgentError(f"{self.stage} failed: {error}", remedy_of(error)) from error
+        if isinstance(error, OSError) or is_out_of_memory(error):
+            reason = str(error).splitlines()[0] if str(error) else "out of memory"
+            raise TradeAgentError(f"{self.stage} failed: {reason}", remedy_of(error)) from error
 
     def settle(self) -> None:
         """The run is done: what went wrong on the way is no news any more."""
@@ -65,7 +66,7 @@ class TrainingErrorHandler:
 def remedy_of(error: BaseException) -> str:
     """What usually helps against errors that are not ours."""
     if is_out_of_memory(error):
-        return "lower model.batch_size or model.num_envs"
+        return "lower model.num_envs or the sizes of the networks, or set device.on_oom=cpu, in a new run"
     if isinstance(error, OSError):
         return "check that the disk is writable and has room, then resume"
     return "resume: stages that finished are found in the registry, the one under way goes on from its checkpoint"

@@ -30,6 +30,7 @@ from trade_agent.training.device import DeviceManager
 from trade_agent.training.distributed import find_world
 from trade_agent.training.error_handler import TrainingErrorHandler
 from trade_agent.training.launch import as_worker, is_worker, launch
+from trade_agent.training.memory import is_out_of_memory
 from trade_agent.training.monitoring.open import watching
 from trade_agent.training.monitoring.watch import Watch
 from trade_agent.training.plan import Plan, PlannedStage, build_plan, fit_to_parents, named_references
@@ -222,7 +223,8 @@ class UnifiedTrainingManager:
 
         def train(checkpoints: Checkpoints) -> StageOutcome:
             with self._folder(folder) as own:
-                context = self._context(planned, plan, dataset, own, checkpoints, watch)
+                data = dataset.to(self.devices.device)
+                context = self._context(planned, plan, data, own, checkpoints, watch)
                 return self._run_stage(planned, plan, context)
 
         score = "skill_score" if planned.model_type == "cnn_lstm" else "sharpe"
@@ -250,7 +252,10 @@ class UnifiedTrainingManager:
                 yield Path(scratch)
 
     def _with_retries(self, checkpoints: Checkpoints, train: Callable[[Checkpoints], T]) -> T:
-        """Train; where that diverges, go back to the last checkpoint with half the learning rates, a few times."""
+        """Train; where that diverges, go back to the last checkpoint with half the learning rates, a few times.
+
+        Where it does not fit the memory of a GPU, not even in parts, train on the CPU if device.on_oom says so.
+        """
         while True:
             try:
                 return train(checkpoints)
@@ -263,6 +268,12 @@ class UnifiedTrainingManager:
                 checkpoints.roll_back()
                 rates = f"learning rates x {0.5**checkpoints.retries:g}"
                 self.progress.say(f"  {error.message}: back to the last checkpoint, {rates}")
+            except (RuntimeError, MemoryError) as error:
+                gpu = self.devices.device.type != "cpu" and self.world.size == 1
+                if not is_out_of_memory(error) or not gpu or self.config.device.on_oom == "stop":
+                    raise
+                self.devices.fall_back()
+                self.progress.say(f"  device: {self.devices.device} ({self.devices.reason})")
 
     def _checkpoints(self, key: str) -> Checkpoints:
         """Those of one stage of this run."""
