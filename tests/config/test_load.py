@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from trade_agent.config.load import FROM_ENVIRONMENT, compose_config, config_hash, load_config, snapshot
+from trade_agent.config.load import FROM_ENVIRONMENT, compose_config, config_hash, from_snapshot, load_config, snapshot
 from trade_agent.config.schema import TrainingConfig
 from trade_agent.errors import ConfigError
 
@@ -91,6 +91,25 @@ def test_no_value_from_the_environment_enters_a_snapshot(monkeypatch: pytest.Mon
     assert stored["data"]["path"] == FROM_ENVIRONMENT
     assert stored["tags"] == ["a", FROM_ENVIRONMENT]
     assert stored["notes"] == FROM_ENVIRONMENT
+
+
+def test_a_run_that_goes_on_reads_the_environment_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PLACE", "first")
+    options = [
+        "data=csv",
+        "data.path='${oc.env:PLACE}/bars.csv'",
+        "paths.models='${oc.env:PLACE}/models'",
+        "tags=[a,'${notes}']",
+    ]
+    config = load_config(compose_config([*options, "notes='${oc.env:PLACE}'"]))
+    stored = snapshot(config)
+    assert "first" not in str(stored)
+    monkeypatch.setenv("PLACE", "second")
+    again = from_snapshot(stored)
+    assert (again.data.path, again.paths.models) == ("second/bars.csv", "second/models")  # type: ignore[attr-defined]
+    assert (again.notes, again.tags) == ("second", ["a", "second"])
+    assert snapshot(again) == stored
+    assert config_hash(again) == config_hash(config)
 
 
 def test_an_interpolation_that_reads_no_environment_is_stored_as_its_value() -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from trade_agent.config.load import compose_config, from_snapshot, load_config, snapshot
 from trade_agent.config.schema import MonitoringConfig
+from trade_agent.errors import ConfigError
 from trade_agent.training.monitoring.open import open_sinks
 from trade_agent.training.monitoring.watch import Watch
 
@@ -89,8 +90,14 @@ def test_monitoring_changes_no_identity_and_survives_a_snapshot(monkeypatch: pyt
     assert config_hash(plain) == config_hash(other)
     stored = json.loads(json.dumps(snapshot(other)))
     assert "secret" not in json.dumps(stored)
-    again = from_snapshot(stored).monitoring
-    assert (again.jsonl, again.alerts.plateau_checks, again.alerts.webhook) == (False, 20, None)
+    again = from_snapshot(stored)
+    assert (again.monitoring, again.hidden) == (other.monitoring, other.hidden)
+    assert snapshot(again) == snapshot(other)
+    monkeypatch.delenv("HOOK")
+    with pytest.raises(
+        ConfigError, match=r"^monitoring.alerts.webhook is \$\{oc.env:HOOK\}, which cannot be read any more"
+    ):
+        from_snapshot(stored)
 
 
 def train(folder: Path, *overrides: str, trial: Any = None) -> Any:

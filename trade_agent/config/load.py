@@ -1,5 +1,6 @@
 """The one typed door: Hydra's DictConfig goes in, a checked TrainingConfig comes out."""
 
+import copy
 import dataclasses
 import difflib
 import hashlib
@@ -88,12 +89,13 @@ def unknown_keys(node: DictConfig, prefix: str) -> Iterator[tuple[str, str, list
             yield from unknown_keys(child, f"{prefix}{key!s}.")
 
 
-def environment_fields(cfg: DictConfig) -> list[str]:
-    """Dotted names of the leaves that show an environment variable, read by themselves or through another leaf."""
+def environment_fields(cfg: DictConfig) -> dict[str, str]:
+    """Dotted names and unresolved texts of the leaves that show an environment variable, read by themselves or through
+    another leaf."""
     interpolated = dict(interpolated_leaves(cfg, ""))
     values = {name: str(OmegaConf.select(cfg, name)) for name in interpolated}
     secrets = {values[name] for name, text in interpolated.items() if "oc.env" in text and values[name]}
-    return sorted(name for name, value in values.items() if any(secret in value for secret in secrets))
+    return {name: interpolated[name] for name in sorted(values) if any(secret in values[name] for secret in secrets)}
 
 
 def interpolated_leaves(node: DictConfig | ListConfig, prefix: str) -> Iterator[tuple[str, str]]:
@@ -110,20 +112,23 @@ def interpolated_leaves(node: DictConfig | ListConfig, prefix: str) -> Iterator[
 def snapshot(config: TrainingConfig) -> dict[str, Any]:
     """Plain values of a config for storing, without the command and without what came from the environment."""
     values = asdict(config)
-    hidden = values.pop("hidden")
     del values["command"]
-    for name in hidden:
-        *parents, leaf = name.split(".")
-        node: Any = values
-        for part in parents:
-            node = node[int(part)] if isinstance(node, list) else node[part]
-        node[int(leaf) if isinstance(node, list) else leaf] = FROM_ENVIRONMENT
+    for name in config.hidden:
+        _put(values, name, FROM_ENVIRONMENT)
     return values
+
+
+def _put(values: Any, name: str, value: Any) -> None:
+    """Set the leaf with a dotted name in nested dicts and lists."""
+    *parents, leaf = name.split(".")
+    for part in parents:
+        values = values[int(part)] if isinstance(values, list) else values[part]
+    values[int(leaf) if isinstance(values, list) else leaf] = value
 
 
 def content(config: TrainingConfig) -> dict[str, Any]:
     """The part of the snapshot that numbers depend on, equal for two runs of one config at any time, in any folder."""
-    own = ("run_id", "paths", "registry", "monitoring", "notes", "tags")
+    own = ("run_id", "paths", "registry", "monitoring", "notes", "tags", "hidden")
     return {name: value for name, value in snapshot(config).items() if name not in own}
 
 
@@ -156,27 +161,31 @@ def from_content(values: dict[str, Any]) -> TrainingConfig:
 
 
 def from_snapshot(values: dict[str, Any]) -> TrainingConfig:
-    """The config of a run from its ``snapshot``, under the same run id. Raises ConfigError as ``from_content`` does."""
-    own = {name: values[name] for name in ("paths", "registry", "monitoring", "notes", "tags")}
-    config = from_content({name: value for name, value in values.items() if name not in (*own, "run_id")})
-    return dataclasses.replace(
-        config,
-        paths=schema.PathsConfig(**own["paths"]),
-        registry=schema.RegistryConfig(**own["registry"]),
-        monitoring=monitoring_from(own["monitoring"]),
-        notes=own["notes"],
-        tags=own["tags"],
-        run_id=values["run_id"],
-    )
+    """The config of a run from its ``snapshot``, under the same run id; what came from the environment is read there
+    again. Raises ConfigError as ``from_content`` does, and where a variable is not set any more."""
+    hidden = values["hidden"]
+    values = _with_environment({name: value for name, value in values.items() if name != "hidden"}, hidden)
+    own = {name: values.pop(name) for name in ("run_id", "paths", "registry", "monitoring", "notes", "tags")}
+    kinds = {"paths": schema.PathsConfig, "registry": schema.RegistryConfig, "monitoring": schema.MonitoringConfig}
+    for name, kind in kinds.items():
+        own[name] = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(kind), own[name]))
+    return dataclasses.replace(from_content(values), **own, hidden=hidden)
 
 
-def monitoring_from(values: dict[str, Any]) -> schema.MonitoringConfig:
-    """Monitoring as it was stored; an address that came from the environment was not, and nothing is sent there."""
-    known: dict[str, Any] = {name: None if value == FROM_ENVIRONMENT else value for name, value in values.items()}
-    alerts: dict[str, Any] = {
-        name: None if value == FROM_ENVIRONMENT else value for name, value in values["alerts"].items()
-    }
-    return schema.MonitoringConfig(**(known | {"alerts": schema.AlertsConfig(**alerts)}))
+def _with_environment(values: dict[str, Any], hidden: dict[str, str]) -> dict[str, Any]:
+    """A copy of the values with those that came from the environment, read anew as they were written."""
+    values = copy.deepcopy(values)
+    if not hidden:
+        return values
+    for name, text in hidden.items():
+        _put(values, name, text)
+    written = OmegaConf.create(values)
+    for name, text in hidden.items():
+        try:
+            _put(values, name, OmegaConf.select(written, name, throw_on_resolution_failure=True))
+        except OmegaConfBaseException as error:
+            raise ConfigError(f"{name} is {text}, which cannot be read any more", "set the variable again") from error
+    return values
 
 
 def leaves(values: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -456,7 +456,8 @@ class TrainingConfig:
     """Everything one run depends on, typed. Built by `trade_agent.config.load.load_config`.
 
     `run_id` is unique: the UTC time of loading and the start of the content hash. `command` repeats the run.
-    `hidden` names the fields that were read from environment variables: no snapshot shows their values.
+    `hidden` holds the fields that were read from environment variables, as they were written (`${oc.env:NAME}`): no
+    snapshot shows their values.
     """
 
     stage: StageConfig = MISSING
@@ -477,7 +478,7 @@ class TrainingConfig:
     notes: str = ""
     run_id: str = ""
     command: str = ""
-    hidden: list[str] = field(default_factory=list)
+    hidden: dict[str, str] = field(default_factory=dict)
 
     @property
     def market(self) -> MarketConfig:
