@@ -389,3 +389,23 @@ def test_a_worker_that_is_killed_costs_a_restart_and_nothing_else(tmp_path: Path
     done = python(str(ROOT / "train.py"), *options, cwd=folder, path=f"{ROOT}:{hook}")
     assert done.returncode == 0, done.stderr[-3000:]
     assert weights(folder) == weights(tmp_path / "whole")
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+def test_workers_that_die_too_often_leave_the_cause_and_the_command_that_goes_on(tmp_path: Path) -> None:
+    hook, folder = tmp_path / "hook", tmp_path / "killed"
+    hook.mkdir()
+    (hook / "sitecustomize.py").write_text(KILL_ONE.replace("30", "5"))
+    options = ("stage=cnn_lstm", "trainer=smoke", "trainer.cross_fit_folds=0", "device=cpu", "hydra.run.dir=run")
+    options += ("device.processes=2", "device.max_restarts=0", "trainer.checkpoint_seconds=0")
+    failed = python(str(ROOT / "train.py"), *options, cwd=folder, path=f"{ROOT}:{hook}")
+    assert failed.returncode == 1, failed.stderr[-3000:]
+    said = "the workers failed 1 times: worker 1 was ended by SIGKILL"
+    assert failed.stderr.splitlines()[-1].startswith(f"error: {said}; see ")
+    error = json.loads((folder / "run/error.json").read_text())
+    assert (error["message"], error["remedy"]) == (said, "if memory was short, lower model.num_envs")
+    assert error["resume"] == f"python train.py resume={folder / 'run'}"
+    done = python(str(ROOT / "train.py"), "resume=run", cwd=folder)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert not (folder / "run/error.json").exists()

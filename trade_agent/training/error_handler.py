@@ -36,15 +36,18 @@ class TrainingErrorHandler:
             return
         if isinstance(error, TradeAgentError):
             error.exit_code = 1  # 2 would say that nothing was started
-        # Where the disk is the trouble this fails too, and must not hide the error itself.
-        with contextlib.suppress(OSError):
-            if not self.writes:  # one of several processes writes for all
-                return
-            self.run_dir.mkdir(parents=True, exist_ok=True)
-            safe_io.write_json(self.run_dir / "error.json", self.describe(error))
+        if not self.writes:  # one of several processes writes for all
+            return
+        self.write(error)
         if isinstance(error, OSError) or is_out_of_memory(error):
             reason = str(error).splitlines()[0] if str(error) else "out of memory"
             raise TradeAgentError(f"{self.stage} failed: {reason}", remedy_of(error)) from error
+
+    def write(self, error: BaseException) -> None:
+        """Leave `error.json`; where the disk is the trouble that fails too, and must not hide the error itself."""
+        with contextlib.suppress(OSError):
+            self.run_dir.mkdir(parents=True, exist_ok=True)
+            safe_io.write_json(self.run_dir / "error.json", self.describe(error))
 
     def settle(self) -> None:
         """The run is done: what went wrong on the way is no news any more."""

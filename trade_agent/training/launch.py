@@ -11,14 +11,19 @@ import signal
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from trade_agent import safe_io
 from trade_agent.config.load import conf_dir
 from trade_agent.config.quoting import quoted
 from trade_agent.config.schema import DeviceConfig
 from trade_agent.errors import ConfigError, StoppedError, TradeAgentError
+from trade_agent.training.error_handler import TrainingErrorHandler
 from trade_agent.training.resume import resume_command
 from trade_agent.training.signals import EXIT_CODES
+
+if TYPE_CHECKING:
+    from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 STOPPED = "stopped.json"  # a worker that stopped as it was told ends with 0, or it would be started again
 
@@ -67,12 +72,26 @@ def launch(device: DeviceConfig, run_dir: Path, arguments: Sequence[str]) -> Non
     except SignalException as error:
         raise stopped(run_dir, EXIT_CODES.get(error.sigval, 143), error.sigval.name) from error
     except ChildFailedError as error:
-        message = str(error.get_first_failure()[1].message)[:300]
-        what = f"the workers failed {device.max_restarts + 1} times: {message}"
-        raise TradeAgentError(what, f"see {run_dir}/error.json; go on with: {resume_command(run_dir)}") from error
+        raise lost_worker(run_dir, device.max_restarts + 1, *error.get_first_failure()) from error
     if (run_dir / STOPPED).exists():
         told = safe_io.read_json(run_dir / STOPPED)
         raise stopped(run_dir, told["exit_code"], told["signal"])
+
+
+def lost_worker(run_dir: Path, times: int, rank: int, failure: "ProcessFailure") -> TradeAgentError:
+    """The error of workers that failed too often. `error.json` is the failed worker's own, or says who was killed."""
+    if failure.exitcode < 0:
+        what, remedy = (
+            f"worker {rank} was ended by {signal.Signals(-failure.exitcode).name}",
+            "if memory was short, lower model.num_envs",
+        )
+    else:
+        what, remedy = f"worker {rank} ended with exit code {failure.exitcode}", "see its message above"
+    error = TradeAgentError(f"the workers failed {times} times: {what}", remedy)
+    if failure.exitcode < 0 or not (run_dir / "error.json").exists():
+        TrainingErrorHandler(run_dir, resume_command(run_dir), resumed=True).write(error)
+    error.remedy = f"see {run_dir}/error.json; go on with: {resume_command(run_dir)}"
+    return error
 
 
 def stopped(run_dir: Path, exit_code: int, name: str) -> StoppedError:
