@@ -1,3 +1,4 @@
+import functools
 import os
 import signal
 import traceback
@@ -61,8 +62,8 @@ def fork():
     """
     processes = []
 
-    def start(function, *arguments):
-        process = _Forked(function, arguments)
+    def start(function, *arguments, **named):
+        process = _Forked(functools.partial(function, **named), arguments)
         processes.append(process)
         return process
 

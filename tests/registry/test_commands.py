@@ -133,7 +133,7 @@ def test_gc_repair_rebuild_and_doctor(run, registry, monkeypatch):
     registry.layout.snapshot.unlink()
     assert run("registry", "rebuild").endswith("registry.json: 5 models\n")
     needed = {each["name"] for each in json.loads(run("registry", "doctor", "--json")) if each["needed"]}
-    assert needed == {"folder sync", "rename"}  # of hard links and exclusive creation one is enough
+    assert needed == {"folder sync", "rename"}  # of hard links, exclusive rename and creation one is enough
 
     def refuse(*paths):
         raise OSError("Invalid argument")

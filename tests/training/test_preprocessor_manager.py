@@ -296,17 +296,6 @@ def test_a_writer_that_was_given_up_is_turned_away_when_it_wakes_up(manager, mon
     assert verify_nothing(registry) == ()
 
 
-def test_a_disk_without_hard_links(manager, monkeypatch):
-    def refuse(source, target):
-        raise OSError(errno.EPERM, "Operation not permitted")
-
-    monkeypatch.setattr(os, "link", refuse)
-    saved = [save(manager, fitted(range(rows))).version for rows in (100, 90, 100)]
-    assert saved == ["v1.0.0", "v1.1.0", "v1.0.0"]
-    assert manager.load("v1.1.0").content_hash == fitted(range(90)).content_hash
-    assert verify(manager.root.parent, deep=True) == []
-
-
 def test_a_full_disk_is_named_and_leaves_nothing(manager, monkeypatch):
     def full(source, target):
         raise OSError(errno.ENOSPC, "No space left on device")

@@ -1,9 +1,9 @@
 """Where things lie under ``models/``, and the few file-system operations the registry is built from."""
 
 import contextlib
+import ctypes
 import errno
 import os
-import re
 import shutil
 import socket
 import stat
@@ -16,12 +16,13 @@ from typing import Any
 
 from trade_agent import safe_io
 from trade_agent.errors import RegistryError
-from trade_agent.registry.naming import METADATA_FILE, MODEL_TYPES, check_model_type
+from trade_agent.registry.naming import CLAIM_FILE, METADATA_FILE, MODEL_TYPES, check_model_type
 from trade_agent.registry.versions import Version
 
 LAYOUT = 2
 NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS)  # what link(2) says where the file system has none
-CLAIM_FILE = re.compile(r"v(\d+\.\d+\.\d+)")
+NO_EXCLUSIVE_RENAME = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
+RENAME_NOREPLACE = 1  # of renameat2(2)
 
 
 class Layout:
@@ -215,13 +216,19 @@ def link_new(source: Path, target: Path) -> bool:
 
 
 def _copy_new(source: Path, target: Path) -> bool:
-    """The same without hard links: the name is taken exclusively, then the content comes there at once.
+    """The same without hard links, by a copy that is renamed where nothing has the name.
 
-    A process that is killed in between leaves an empty file, which counts as damaged: `registry verify` names it.
+    Where the disk cannot do that either, the name is taken by an empty file and the copy then replaces it. A process
+    that is killed in between leaves the empty file, which counts as damaged: ``registry verify`` names it.
     """
     copy = source.with_name(f"{source.name}.copy")
     shutil.copy(source, copy)
     safe_io.sync(copy)
+    try:
+        return rename_new(copy, target)
+    except OSError as error:
+        if error.errno not in NO_EXCLUSIVE_RENAME:
+            raise
     try:
         os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC))
     except FileExistsError:
@@ -233,6 +240,24 @@ def _copy_new(source: Path, target: Path) -> bool:
         target.unlink()
         raise
     return True
+
+
+def rename_new(source: Path, target: Path) -> bool:
+    """Give ``source`` another name that must not exist yet, whole and at once; False when somebody else has it.
+
+    OSError with one of ``NO_EXCLUSIVE_RENAME`` where the system (only Linux has it) or the file system cannot do this.
+    """
+    try:
+        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
+    except AttributeError:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS), str(target)) from None
+    here = -100  # AT_FDCWD: paths are as they are everywhere else
+    if renameat2(here, os.fsencode(source), here, os.fsencode(target), RENAME_NOREPLACE) == 0:
+        return True
+    code = ctypes.get_errno()
+    if code == errno.EEXIST:
+        return not source.exists()  # then it was this call that gave the name, and its answer was lost on the way
+    raise OSError(code, os.strerror(code), str(target))
 
 
 @contextlib.contextmanager

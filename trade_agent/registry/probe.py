@@ -11,7 +11,7 @@ from pathlib import Path
 
 from trade_agent import safe_io
 from trade_agent.errors import RegistryError
-from trade_agent.registry.layout import storage_errors
+from trade_agent.registry.layout import rename_new, storage_errors
 
 NETWORK = {"nfs", "nfs4", "lustre", "gpfs", "cifs", "smb3", "smbfs", "ceph", "glusterfs", "beegfs", "9p", "afs"}
 
@@ -36,11 +36,18 @@ def doctor(root: Path) -> list[Ability]:
         (folder / "first").write_bytes(b"1")
         (folder / "second").write_bytes(b"2")
         links, creates = _works(lambda: _links(folder)), _works(lambda: _creates(folder))
+        moves = _works(lambda: _moves(folder))
         abilities = [
-            Ability("hard links", links, not creates, "a version appears whole, for one writer only"),
+            Ability("hard links", links, not (moves or creates), "a version appears whole, for one writer only"),
             Ability("rename", _works(lambda: _renames(folder)), True, "registry.json is replaced at once"),
             Ability("folder sync", _works(lambda: _syncs(folder)), True, "what is registered survives a power cut"),
-            Ability("exclusive create", creates, not links, "takes the place of hard links where there are none"),
+            Ability("exclusive rename", moves, False, "takes the place of hard links where there are none"),
+            Ability(
+                "exclusive create",
+                creates,
+                not (links or moves),
+                "takes the place of both, but not safe against kill -9",
+            ),
             Ability("flock", _works(lambda: _locks(folder)), False, "not relied on"),
         ]
     local = kind not in NETWORK
@@ -95,6 +102,11 @@ def _renames(folder: Path) -> bool:
 def _syncs(folder: Path) -> bool:
     safe_io.sync(folder)
     return True
+
+
+def _moves(folder: Path) -> bool:
+    (folder / "third").write_bytes(b"3")
+    return rename_new(folder / "third", folder / "moved") and not rename_new(folder / "second", folder / "moved")
 
 
 def _creates(folder: Path) -> bool:

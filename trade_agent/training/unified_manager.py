@@ -169,7 +169,8 @@ class UnifiedTrainingManager:
             require_same_data(self.stored, dataset.bars.fingerprint)
         else:
             require_parents(plan, self.config)
-        check_writable(Path(self.config.paths.models))
+        for folder in (self.registry.root, self.preprocessors.root):
+            check_writable(folder)
         self.registry.signing.check(self.registry.root, writes=True)
         with self._lock():
             if self.world.main:
@@ -535,7 +536,7 @@ def check_writable(folder: Path) -> None:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        what = f"paths.models={folder} cannot be written ({error.strerror})"
+        what = f"paths.models: {folder} cannot be written ({error.strerror})"
         raise ConfigError(what, "name a folder that can") from error
 
 
