@@ -16,11 +16,12 @@ from graphlib import TopologicalSorter
 from pathlib import Path
 
 from trade_agent.errors import RegistryError
+from trade_agent.registry.claims import link_missing_claims
 from trade_agent.registry.events import append_event, close_gaps, event_file, missing_numbers, read_event
 from trade_agent.registry.garbage import bring_back, close_abandoned
 from trade_agent.registry.layout import Layout
 from trade_agent.registry.metadata import ModelMetadata
-from trade_agent.registry.naming import metadata_file
+from trade_agent.registry.naming import MODEL_TYPES, metadata_file
 from trade_agent.registry.probe import network_file_system
 from trade_agent.registry.publish import POLL_SECONDS, RUN_WAIT_SECONDS, find_metadata
 from trade_agent.registry.signing import signature_file
@@ -282,12 +283,13 @@ def _metadata(layout: Layout, record: ModelRecord) -> ModelMetadata:
 def repair(layout: Layout) -> list[str]:
     """Finish what was cut off; returns a line for each thing done. Deletes nothing.
 
-    An event that is missing is given up; metadata that is gone comes back from the copy among the claims. A
-    registration whose process is gone is closed by a tombstone. A model whose archiver, or whose child's writer, died
-    before it had looked at the other gets back what it was built on. Then every file follows the state of its model;
-    where that is impossible for one, a RegistryError says so after the others.
+    An event that is missing is given up; claims that are gone are made again from metadata, and metadata that is gone
+    from its copy among the claims. A registration whose process is gone is closed by a tombstone. A model whose
+    archiver, or whose child's writer, died before it had looked at the other gets back what it was built on. Then every
+    file follows the state of its model; where that is impossible for one, a RegistryError says so after the others.
     """
     done = [f"event {number}: given up, it is missing" for number in close_gaps(layout)]
+    done += [f"{path}: made again" for each in MODEL_TYPES for path in link_missing_claims(layout, each)]
     done += [f"{each}: its metadata is back" for each in bring_back(layout)]
     view = changeable_view(layout)
     done += [f"{each}: closed, its writer is gone" for each in close_abandoned(layout, older_than_hours=math.inf)]

@@ -76,3 +76,8 @@ def data_file_version(name: str) -> Version | None:
     """The version that a file in a model type's folder belongs to; None for any other name."""
     match = _DATA_FILE.fullmatch(name) or METADATA_FILE.fullmatch(name)
     return Version.parse(next(filter(None, match.groups()))) if match else None
+
+
+def run_file(run_id: str, attempt: int) -> str:
+    """Name of the claim that enters a run; another attempt follows one that was given up."""
+    return f"run-{run_id}" if attempt == 1 else f"run-{run_id}~{attempt}"

@@ -22,7 +22,7 @@ from trade_agent.errors import RegistryError
 from trade_agent.registry.drafts import Draft
 from trade_agent.registry.layout import Layout, host, link_new, names
 from trade_agent.registry.metadata import ModelMetadata
-from trade_agent.registry.naming import file_names, metadata_file
+from trade_agent.registry.naming import file_names, metadata_file, run_file
 from trade_agent.registry.signing import signature_file
 from trade_agent.registry.snapshot import TOMBSTONE, read_metadata
 from trade_agent.registry.versions import NextVersion, Version, next_version
@@ -176,17 +176,13 @@ def _commit(layout: Layout, draft: Draft, metadata: ModelMetadata, scratch: Path
 # ---------------------------------------------------------------- one version per run
 
 
-def _run_file(run_id: str, attempt: int) -> str:
-    return f"run-{run_id}" if attempt == 1 else f"run-{run_id}~{attempt}"
-
-
 def _claim_run(layout: Layout, draft: Draft, claim: Path) -> ModelMetadata | None:
     """Enter the run as registered by this claim; the metadata of another process that did so before."""
     while True:
         earlier, attempt = registered_run(layout, draft.metadata.model_type, draft.metadata.run_id)
         if earlier is not None:
             return earlier
-        if link_new(claim, layout.claims(draft.metadata.model_type) / _run_file(draft.metadata.run_id, attempt)):
+        if link_new(claim, layout.claims(draft.metadata.model_type) / run_file(draft.metadata.run_id, attempt)):
             return None
 
 
@@ -197,8 +193,8 @@ def registered_run(layout: Layout, model_type: str, run_id: str) -> tuple[ModelM
     """
     claims = layout.claims(model_type)
     attempt = 1
-    while (claims / _run_file(run_id, attempt)).exists():
-        claim = read_claim(claims / _run_file(run_id, attempt))
+    while (claims / run_file(run_id, attempt)).exists():
+        claim = read_claim(claims / run_file(run_id, attempt))
         metadata = _outcome(layout, model_type, Version.parse(claim["version"]), claim)
         if metadata is not None:
             return metadata, attempt
@@ -246,8 +242,3 @@ def fence(layout: Layout, model_type: str, version: Version) -> bool:
         fenced = link_new(scratch / "tombstone", layout.folder(model_type) / metadata_file(version))
     layout.sync(layout.folder(model_type))
     return fenced
-
-
-def run_claims(layout: Layout, model_type: str) -> list[str]:
-    """File names of all run entries of a type."""
-    return [name for name in names(layout.claims(model_type)) if name.startswith("run-")]

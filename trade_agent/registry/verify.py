@@ -252,7 +252,7 @@ def _check_claims(
         if name != named and not re.fullmatch(re.escape(named) + r"~\d+", name):
             check.add(ERROR, "claim", claims / name, f"was made for {named}")
     for version in sorted(settled - claimed):
-        check.add(ERROR, "claim", claims / f"v{version}", "missing: the number is in use without a claim")
+        check.add(ERROR, "claim", claims / f"v{version}", f"missing: the number is in use without a claim; {REPAIR}")
     for version in sorted(claimed - settled):
         committed = check.layout.committed(model_type, version).exists()  # asked first: it comes after the metadata
         path = check.layout.locate(model_type, metadata_file(version))
@@ -265,7 +265,7 @@ def _check_claims(
     for version, metadata in models.items():
         _check_copy(check, check.layout.committed(model_type, version), check.models[metadata.model_id])
     for metadata in unnamed.values():
-        reason = f"missing or damaged: the run would register {metadata.model_id} a second time"
+        reason = f"missing or damaged: the run would register {metadata.model_id} a second time; {REPAIR}"
         check.add(ERROR, "claim", claims / f"run-{metadata.run_id}", reason)
     return claimed
 
