@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from trade_agent.config.load import compose_config, from_snapshot, load_config, snapshot
 from trade_agent.config.schema import MonitoringConfig
@@ -38,6 +39,21 @@ def test_metrics_come_with_throughput_and_memory() -> None:
     assert [row.get("steps_per_second") for _, row in sink.rows] == [None, 100.0, 100.0]
     assert all(row["memory_bytes"] > 2**20 for _, row in sink.rows)
     assert [(step, row["loss"]) for step, row in sink.rows] == [(100, 1.0), (150, 0.5), (300, 0.4)]
+
+
+def test_a_gpu_tells_what_it_holds_and_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    sink = Kept()
+    for name, value in {"is_available": True, "is_initialized": True, "memory_allocated": 5, "utilization": 40}.items():
+        monkeypatch.setattr(torch.cuda, name, lambda value=value: value)
+    Watch(sinks=[sink]).metrics(1, {})
+    assert (sink.rows[0][1]["gpu_memory_bytes"], sink.rows[0][1]["gpu_utilisation"]) == (5.0, 40.0)
+
+    def without_nvml() -> int:
+        raise ModuleNotFoundError("pynvml")
+
+    monkeypatch.setattr(torch.cuda, "utilization", without_nvml)
+    Watch(sinks=[sink]).metrics(2, {})
+    assert "gpu_utilisation" not in sink.rows[1][1]
 
 
 def test_checks_are_named_apart_from_losses() -> None:

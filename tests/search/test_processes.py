@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -25,10 +26,12 @@ TINY = (
 WAIT = 600  # seconds; a busy machine is no failure
 
 
-def start(folder: Path, *overrides: str) -> subprocess.Popen[str]:
+def start(folder: Path, *overrides: str, path: Path = ROOT) -> subprocess.Popen[str]:
+    """A sweep in `folder`. path: whose sitecustomize.py, if it has one, runs first."""
     command = [sys.executable, str(ROOT / "train.py"), "-m", *TINY, *overrides]
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}:{path}"}
     return subprocess.Popen(
-        command, cwd=folder, env=os.environ, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        command, cwd=folder, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
 
 
@@ -46,6 +49,55 @@ def test_two_sweeps_at_once_share_the_trials_of_one_new_study(tmp_path: Path) ->
     trials = study(tmp_path).trials
     assert [trial.state for trial in trials] == [TrialState.COMPLETE] * 4
     assert [record.study for record in ModelRegistry(tmp_path / "models").list("cnn_lstm")] == ["cnn_lstm"] * 4
+
+
+# Runs in the sweep before the program: the process is killed in the middle of its second trial.
+KILL_SECOND_TRIAL = """
+import os, signal
+from trade_agent.training.monitoring.watch import Watch
+
+real, epochs = Watch.metrics, []
+
+def metrics(self, step, values):
+    real(self, step, values)
+    epochs.append(step)
+    if epochs.count(1) == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+Watch.metrics = metrics
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+def test_a_sweep_that_is_killed_goes_on_by_the_same_command(tmp_path: Path) -> None:
+    """One sweep is killed in a trial, a second one on the same study beside it: no trial is lost or had twice."""
+    (tmp_path / "sitecustomize.py").write_text(KILL_SECOND_TRIAL, encoding="utf-8")
+    sweeps = [start(tmp_path, "hydra.sweeper.n_trials=6", path=tmp_path) for _ in range(2)]
+    for sweep in sweeps:
+        output, _ = sweep.communicate(timeout=WAIT)
+        assert sweep.returncode == -signal.SIGKILL, output
+    # The one that began later may have found the other one dead, and have taken its trial over.
+    before = study(tmp_path).trials
+    finished = {trial.number: trial.values for trial in before if trial.state == TrialState.COMPLETE}
+    cut_off = [trial for trial in before if trial.state in (TrialState.RUNNING, TrialState.FAIL)]
+    assert (len(finished), len(cut_off)) == (2, 2)
+
+    again = start(tmp_path, "hydra.sweeper.n_trials=6")
+    output, _ = again.communicate(timeout=WAIT)
+    assert again.returncode == 0, output
+    for trial in cut_off:
+        said = f"trial {trial.number} was left running by a sweep that is gone: failed, and tried again"
+        assert (said in output) == (trial.state == TrialState.RUNNING)
+    after = study(tmp_path).trials
+    complete = [trial for trial in after if trial.state == TrialState.COMPLETE]
+    assert len(complete) == 6
+    assert finished.items() <= {trial.number: trial.values for trial in complete}.items()
+    assert [trial.number for trial in after if trial.state == TrialState.FAIL] == [trial.number for trial in cut_off]
+    assert len(after) == 8  # nothing is left waiting or running
+    tried = [trial.params for trial in complete]
+    assert all(tried.count(trial.params) == 1 for trial in (*cut_off, *complete))
+    assert len(list((tmp_path / "models/cnn_lstm").glob("metadata_v*.json"))) == 6
 
 
 @pytest.mark.slow

@@ -22,7 +22,7 @@ from trade_agent.registry.store import ModelRegistry
 from trade_agent.training import reinforcement
 from trade_agent.training.checkpoint import Checkpoints, Session, no_checkpoints
 from trade_agent.training.resume import locked, stored_config
-from trade_agent.training.signals import StopFlag, stop_on_signals
+from trade_agent.training.signals import EXIT_CODES, StopFlag, stop_on_signals
 from trade_agent.training.stages import cnn_lstm, ensemble, hybrid, rl
 from trade_agent.training.stages.context import StageContext, StageOutcome
 from trade_agent.training.unified_manager import UnifiedTrainingManager, resume_run, run_config
@@ -356,7 +356,7 @@ def test_real_processes_that_are_killed_or_told_to_stop_go_on_to_the_same_weight
     options = ("stage=rl", "model=td3", "trainer=smoke", "device=cpu")
     whole = python(str(ROOT / "train.py"), *options, "hydra.run.dir=run", cwd=tmp_path / "whole")
     assert whole.returncode == 0, whole.stderr
-    for number, code in ((signal.SIGKILL, -9), (signal.SIGTERM, 143), (signal.SIGUSR1, 75)):
+    for number, code in (*EXIT_CODES.items(), (signal.SIGKILL, -9)):
         folder = tmp_path / number.name
         often = (*options, "trainer.checkpoint_seconds=0")
         killed = python("-c", RUN_AND_DIE, str(int(number)), "40", "run", *often, cwd=folder)

@@ -5,12 +5,18 @@ import re
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
+from optuna.trial import TrialState
 
 from trade_agent.config.load import config_hash
 from trade_agent.errors import DataError, RegistryError, TradeAgentError, TrainingDivergedError
 from trade_agent.registry.store import ModelRegistry
+from trade_agent.search.studies import JOB, create_study, open_storage
+from trade_agent.search.trial import StudyTrial, make_pruner
 from trade_agent.training import unified_manager
+from trade_agent.training.checkpoint import no_checkpoints
+from trade_agent.training.monitoring.watch import Watch
 from trade_agent.training.unified_manager import UnifiedTrainingManager
 
 CONTRACT = {
@@ -207,3 +213,23 @@ def test_progress_and_table_go_to_stderr(load: Any, tmp_path: Path, capfd: pytes
     assert "forecaster: 1/1" in err
     assert result.model_id.split("_grade")[0] in err
     assert f"grade {result.grade}" in err
+
+
+def test_trials_that_left_no_model_count_among_those_that_were_tried(trained: Any, tmp_path: Path) -> None:
+    """Each was a chance to be lucky, and lowers the deflated Sharpe ratio of the next."""
+    address = f"journal:///{tmp_path}/studies.journal"
+    study = create_study(
+        open_storage(address), "sac", objectives={"sharpe": "maximize"}, sampler=None, pruner=optuna.pruners.NopPruner()
+    )
+    for state in (TrialState.PRUNED, TrialState.FAIL, TrialState.FAIL):
+        study.tell(study.ask(), state=state)
+    study.ask().set_user_attr(JOB, "sweep#3")
+    pruner = make_pruner("none", startup_trials=0, warmup_checks=0)
+
+    def num_trials(trial: StudyTrial | None) -> int:
+        config = trained.settings("stage=rl", "model=sac")
+        manager = UnifiedTrainingManager(config, run_dir=tmp_path / "run", quiet=True, trial=trial)
+        dataset, plan = manager.prepare()
+        return manager._context(plan.target, plan, dataset, tmp_path, no_checkpoints(), Watch()).num_trials
+
+    assert num_trials(StudyTrial(address, "sac", "sweep#3", pruner=pruner)) == num_trials(None) + 3
