@@ -35,7 +35,9 @@ def run(cfg: DictConfig) -> dict[str, float] | None:
         config = load_config(cfg, default_command(overrides))
         from trade_agent.training.unified_manager import run_config  # imports torch: not for --help
 
-        trial = trial_of(job) if job.mode == RunMode.MULTIRUN and "study_name" in job.sweeper else None
+        # One of several processes reports nothing: pruned by itself it would leave the others waiting.
+        searches = job.mode == RunMode.MULTIRUN and "study_name" in job.sweeper and "WORLD_SIZE" not in os.environ
+        trial = trial_of(job) if searches else None
         try:
             return run_config(config, run_dir=run_dir, arguments=overrides, trial=trial).validation
         except TrialPrunedError as pruned:

@@ -77,8 +77,13 @@ def report(error: TradeAgentError) -> int:
 
 
 def discard(run_dir: Path) -> None:
-    """Remove a run folder in which nothing but Hydra's own files stand, and its parent when that is empty then."""
-    if run_dir.is_dir() and {entry.name for entry in run_dir.iterdir()} <= HYDRA_LEFTOVERS:
+    """Remove a run folder in which nothing but Hydra's own files stand, and its parent when that is empty then.
+
+    Never the working directory, which is the run folder of every process but the first one.
+    """
+    if run_dir.resolve() == Path.cwd() or not run_dir.is_dir():
+        return
+    if {entry.name for entry in run_dir.iterdir()} <= HYDRA_LEFTOVERS:
         shutil.rmtree(run_dir)
         with contextlib.suppress(OSError):
             run_dir.parent.rmdir()

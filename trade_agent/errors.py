@@ -54,6 +54,10 @@ class TrainingDivergedError(TradeAgentError):
     """A loss or a weight became NaN or infinite."""
 
 
+class PeerLostError(TradeAgentError):
+    """Another process that trains along died, or the network to it is gone."""
+
+
 class JobError(TradeAgentError):
     """A job of a sweep was killed, cancelled or lost, and left no result."""
 

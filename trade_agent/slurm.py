@@ -1,10 +1,12 @@
 """The trials of a sweep as SLURM jobs: `python train.py -m hydra/launcher=slurm ...`.
 
 Submission and waiting are submitit's, by way of hydra-submitit-launcher. Ours is what becomes of a job that is killed,
-cancelled or refused: a failed trial and one line, where theirs ends the sweep.
+cancelled or refused: a failed trial and one line, where theirs ends the sweep. The tasks of a job, on one node or on
+several, are the processes that train its model together.
 """
 
 import logging
+import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,9 +17,11 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra_plugins.hydra_submitit_launcher import submitit_launcher
 from omegaconf import read_write
 
-from trade_agent.errors import ConfigError, JobError
+from trade_agent.errors import ConfigError, JobError, PeerLostError
 
 log = logging.getLogger(__name__)
+
+EX_TEMPFAIL = 75
 
 # Read by submitit when the executor is made; everything else belongs to the job.
 EXECUTOR_OPTIONS = ("max_num_timeout", "python")
@@ -31,6 +35,14 @@ class SlurmLauncher(submitit_launcher.SlurmLauncher):  # type: ignore[misc]
 
     A job that its time limit or a preemption ends goes back into the queue and on with its run in the same folder.
     """
+
+    def __call__(self, sweep_overrides: list[str], *arguments: Any) -> JobReturn:
+        """One task of a job, in the job. Where another task is lost it ends without a result: whether the job is a
+        failed trial, or starts again because a node died, is for SLURM to say."""
+        returned = super().__call__([*sweep_overrides, *join_tasks()], *arguments)
+        if isinstance(returned._return_value, PeerLostError):
+            raise SystemExit(EX_TEMPFAIL)
+        return returned
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> list[JobReturn]:
         """One result for each trial, in their order; FAILED where a job ended without one.
@@ -82,7 +94,7 @@ class SlurmLauncher(submitit_launcher.SlurmLauncher):  # type: ignore[misc]
 
 def check_options(options: dict[str, Any]) -> None:
     """Raises ConfigError for what SLURM would take and the run could not use."""
-    for name in ("timeout_min", "signal_delay_s", "array_parallelism"):
+    for name in ("timeout_min", "signal_delay_s", "array_parallelism", "nodes", "tasks_per_node"):
         if options[name] < 1:
             raise ConfigError(f"hydra.launcher.{name}={options[name]} is below 1", f"set hydra.launcher.{name}")
     if options["max_num_timeout"] < 0:
@@ -92,17 +104,34 @@ def check_options(options: dict[str, Any]) -> None:
             f"hydra.launcher.signal_delay_s={options['signal_delay_s']} is no less than the time limit of the job",
             "raise hydra.launcher.timeout_min",
         )
-    if options["nodes"] != 1 or options["tasks_per_node"] != 1:
-        raise ConfigError(
-            "a job of hydra/launcher=slurm is one task on one node",
-            "leave hydra.launcher.nodes and hydra.launcher.tasks_per_node at 1",
-        )
+
+
+def join_tasks() -> list[str]:
+    """Tell torch which of the job's tasks this process is. Returns what a task that does not write needs of Hydra."""
+    from submitit import JobEnvironment
+
+    job = JobEnvironment()
+    if job.num_tasks == 1:
+        return []
+    os.environ |= {
+        "RANK": str(job.global_rank),
+        "LOCAL_RANK": str(job.local_rank),
+        "WORLD_SIZE": str(job.num_tasks),
+        "MASTER_ADDR": job.hostnames[0],
+        # Below the ports that a system hands out by itself, and no two jobs of a host have the same.
+        "MASTER_PORT": str(20_000 + int(job.raw_job_id) % 10_000),
+    }
+    if job.global_rank == 0:
+        return []
+    return ["hydra.sweep.dir=.", "hydra.sweep.subdir=.", "hydra.output_subdir=null", "hydra/job_logging=disabled"]
 
 
 def result_of(job: Any) -> JobReturn:
-    """What a submitit job returned, once it has ended; a failed trial where it was killed, cancelled or lost."""
+    """What the first task of a submitit job returned, once it has ended; a failed trial where it was killed, cancelled
+    or lost."""
     from submitit.core.utils import FailedJobError, UncompletedJobError
 
+    job = job.task(0)
     try:
         return job.results()[0]
     except (FailedJobError, UncompletedJobError):

@@ -1,11 +1,14 @@
 """The SLURM that the tests of this folder run on."""
 
+import contextlib
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +27,27 @@ def until(condition: Callable[[], Any], what: str) -> Any:
             return found
         time.sleep(0.1)
     raise AssertionError(f"waited {PATIENCE_SECONDS:.0f} s for {what}")
+
+
+@dataclass(frozen=True)
+class Task:
+    """A process that SLURM started for a job of ours."""
+
+    process: int
+    job: str
+    rank: int
+    node: str
+
+
+def processes() -> Iterator[tuple[int, list[str], dict[str, str], str]]:
+    """Number, command line, environment and host-name namespace of every process there is."""
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdecimal():
+            with contextlib.suppress(OSError):  # ended in the meantime
+                command = (entry / "cmdline").read_text().split("\0")
+                words = (entry / "environ").read_text(errors="replace").split("\0")
+                environment = dict(word.split("=", 1) for word in words if "=" in word)
+                yield int(entry.name), command, environment, os.readlink(entry / "ns/uts")
 
 
 class Lab:
@@ -61,6 +85,27 @@ class Lab:
         """What `scontrol show job` knows of every job, the ended ones too."""
         lines = self.call("scontrol", "--oneliner", "show", "job").splitlines()
         return [dict(word.split("=", 1) for word in line.split() if "=" in word) for line in lines]
+
+    def tasks(self, sweep: Path) -> list[Task]:
+        """What trains for a sweep at this moment, by rank."""
+        found = [
+            Task(number, environment["SLURM_JOB_ID"], int(environment["SLURM_PROCID"]), environment["SLURMD_NODENAME"])
+            for number, command, environment, _ in processes()
+            if "submitit.core._submit" in command and any(word.startswith(str(sweep)) for word in command)
+            if "SLURM_PROCID" in environment and "srun" not in command[0]
+        ]
+        return sorted(found, key=lambda task: task.rank)
+
+    def lose(self, node: str) -> None:
+        """Kill a node: its daemon first, then everything else that runs on it."""
+        daemon = int((self.folder / f"pid/slurmd-{node}").read_text())
+        own = os.readlink(f"/proc/{daemon}/ns/uts")
+        assert own != os.readlink("/proc/self/ns/uts")
+        os.kill(daemon, signal.SIGKILL)
+        for number, _, _, namespace in processes():
+            if namespace == own:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(number, signal.SIGKILL)
 
 
 def missing() -> str:

@@ -1,22 +1,29 @@
 """Sweeps on a real SLURM: jobs that are cancelled, preempted, out of time or on a node that dies.
 
-A job that is to be disturbed is halted at its first checkpoint, so that it cannot be over before the disturbance.
+A job that is to be disturbed is halted at its first checkpoint, so that it cannot be over before the disturbance. Its
+one or two tasks train one model, which must be the one that as many processes train without a SLURM.
 """
 
 import contextlib
+import functools
 import json
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 
-from tests.cluster.lab import ROOT, Lab, until
+from tests.cluster.lab import ROOT, Lab, Task, until
+from tests.wheel import install_wheel
+from trade_agent.search.studies import load_study
 
 pytestmark = pytest.mark.slurm
 EVERY_STEP = "trainer.checkpoint_seconds=0"
+ONE_ENDLESS = ("trainer.forecaster_epochs=1000000,2", "trainer.forecaster_patience=1000000", EVERY_STEP)
+ALONE, ON_ONE_NODE, ON_TWO_NODES = "hydra.launcher.nodes=1", "hydra.launcher.tasks_per_node=2", "hydra.launcher.nodes=2"
 
 
 def finish(sweep: subprocess.Popen[str]) -> tuple[int, str]:
@@ -39,40 +46,33 @@ def weights(models: Path) -> dict[int, str]:
     return found
 
 
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[int, str]:
-    """Weights of the same training in one process without a SLURM."""
-    folder = tmp_path_factory.mktemp("undisturbed")
-    command = [sys.executable, "train.py", "stage=cnn_lstm", "trainer=smoke", EVERY_STEP]
-    command += [f"paths.models={folder / 'models'}", f"hydra.run.dir={folder / 'run'}"]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True, timeout=900)
-    return weights(folder / "models")
+@functools.cache
+def undisturbed(processes: int) -> dict[int, str]:
+    """Weights of the same training without a SLURM."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        command = [sys.executable, "train.py", "stage=cnn_lstm", "trainer=smoke", f"device.processes={processes}"]
+        command += [f"paths.models={folder / 'models'}", f"hydra.run.dir={folder / 'run'}", EVERY_STEP]
+        environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True, timeout=900)
+        return weights(folder / "models")
 
 
-def halted(run: Path) -> int:
-    """Halt the training of a job at its first checkpoint. Returns the process."""
+def halted(lab: Lab, run: Path, tasks: int) -> list[Task]:
+    """Halt the training of a job at its first checkpoint. Returns its tasks by rank."""
     until(lambda: list(run.glob("checkpoints/cnn_lstm/*")), f"a checkpoint in {run}")
-    (process,) = [
-        int(entry.name)
-        for entry in Path("/proc").iterdir()
-        if entry.name.isdecimal() and is_task_of(entry, str(run.parent))
-    ]
-    os.kill(process, signal.SIGSTOP)
+    found = lab.tasks(run.parent)
+    assert len(found) == tasks
+    for task in found:
+        os.kill(task.process, signal.SIGSTOP)
     assert not (run / "result.json").exists()
-    return process
+    return found
 
 
-def is_task_of(process: Path, sweep: str) -> bool:
-    try:
-        command = (process / "cmdline").read_text().split("\0")
-    except OSError:  # ended in the meantime
-        return False
-    return (
-        "submitit.core._submit" in command
-        and any(word.startswith(sweep) for word in command)
-        and "srun" not in command[0]
-    )
+def go_on(tasks: list[Task]) -> None:
+    for task in tasks:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(task.process, signal.SIGCONT)
 
 
 def only_job(lab: Lab) -> dict[str, str]:
@@ -80,56 +80,86 @@ def only_job(lab: Lab) -> dict[str, str]:
     return job
 
 
-def test_the_jobs_of_a_sweep_register_into_one_registry(lab: Lab, tmp_path: Path, undisturbed: dict[int, str]) -> None:
+def ends_as_if_undisturbed(sweep: subprocess.Popen[str], lab: Lab, folder: Path, tasks: int) -> None:
+    code, errors = finish(sweep)
+    assert code == 0, errors
+    assert only_job(lab)["Restarts"] == "1"
+    assert weights(folder / "models") == undisturbed(tasks)
+
+
+def only_the_second_is_registered(sweep: subprocess.Popen[str], folder: Path) -> None:
+    code, errors = finish(sweep)
+    assert code == 1
+    assert "ended without a result" in errors
+    assert "Traceback" not in errors
+    assert len(weights(folder / "models")) == 1
+    assert (folder / "sweep/1/result.json").exists()
+
+
+def test_the_jobs_of_a_sweep_register_into_one_registry(lab: Lab, tmp_path: Path) -> None:
     code, errors = finish(lab.sweep(tmp_path, "seed=1,2,3", EVERY_STEP))
     assert code == 0, errors
     found = weights(tmp_path / "models")
     assert sorted(found) == [1, 2, 3]
-    assert found[1] == undisturbed[1]
+    assert found[1] == undisturbed(1)[1]
     assert all((tmp_path / f"sweep/{number}/result.json").exists() for number in range(3))
     verify = [sys.executable, "-m", "trade_agent.cli", "registry", "verify", "--models-dir", str(tmp_path / "models")]
     lab.call(*verify)
 
 
+@pytest.mark.parametrize("shape", [ON_ONE_NODE, ON_TWO_NODES])
+def test_the_tasks_of_a_job_train_one_model(lab: Lab, tmp_path: Path, shape: str) -> None:
+    code, errors = finish(lab.sweep(tmp_path, "seed=1,2", EVERY_STEP, shape))
+    assert code == 0, errors
+    found = weights(tmp_path / "models")
+    assert sorted(found) == [1, 2]
+    assert found[1] == undisturbed(2)[1]
+    for number in range(2):
+        assert json.loads((tmp_path / f"sweep/{number}/result.json").read_text())["world_size"] == 2
+        assert not (tmp_path / f"sweep/{number}/error.json").exists()
+
+
 def test_a_cancelled_trial_does_not_end_the_sweep(lab: Lab, tmp_path: Path) -> None:
-    endless = "trainer.forecaster_epochs=1000000,2"
-    sweep = lab.sweep(tmp_path, endless, "trainer.forecaster_patience=1000000", EVERY_STEP)
+    sweep = lab.sweep(tmp_path, *ONE_ENDLESS)
     until(lambda: list(tmp_path.glob("sweep/0/checkpoints/cnn_lstm/*")), "the first trial to be at work")
     (job,) = [job for job in lab.jobs() if job.get("ArrayTaskId") == "0"]
     lab.call("scancel", f"{job['ArrayJobId']}_0")
-    code, errors = finish(sweep)
-    assert code == 1
-    assert "ended without a result" in errors
-    assert "Traceback" not in errors
-    assert len(weights(tmp_path / "models")) == 1
-    assert (tmp_path / "sweep/1/result.json").exists()
+    only_the_second_is_registered(sweep, tmp_path)
 
 
-def test_a_preempted_job_goes_on_to_the_same_weights(lab: Lab, tmp_path: Path, undisturbed: dict[int, str]) -> None:
-    sweep = lab.sweep(tmp_path, "seed=1", EVERY_STEP, "hydra.launcher.partition=low")
-    halted(tmp_path / "sweep/0")
+def test_a_job_of_which_one_task_is_killed_is_a_failed_trial(lab: Lab, tmp_path: Path) -> None:
+    sweep = lab.sweep(tmp_path, *ONE_ENDLESS, ON_ONE_NODE)
+    until(lambda: (tmp_path / "sweep/1/result.json").exists(), "the second trial to be over")
+    until(lambda: list(tmp_path.glob("sweep/0/checkpoints/cnn_lstm/*")), "the first trial to be at work")
+    first = next(job for job in lab.jobs() if job.get("ArrayTaskId") == "0")["JobId"]
+    (victim,) = [task for task in lab.tasks(tmp_path / "sweep") if task.job == first and task.rank == 1]
+    os.kill(victim.process, signal.SIGKILL)
+    only_the_second_is_registered(sweep, tmp_path)
+    error = json.loads((tmp_path / "sweep/0/error.json").read_text())
+    assert error["error"] == "PeerLostError"
+    assert error["resume"] == f"torchrun --nproc-per-node 2 train.py resume={tmp_path / 'sweep/0'}"
+
+
+@pytest.mark.parametrize(("tasks", "shape"), [(1, ALONE), (2, ON_ONE_NODE)])
+def test_a_preempted_job_goes_on_to_the_same_weights(lab: Lab, tmp_path: Path, tasks: int, shape: str) -> None:
+    sweep = lab.sweep(tmp_path, "seed=1", EVERY_STEP, "hydra.launcher.partition=low", shape)
+    halted(lab, tmp_path / "sweep/0", tasks)
     urgent = ["sbatch", "--parsable", "--partition=main", "--nodes=3", "--exclusive", "--output=/dev/null"]
     blocker = lab.call(*urgent, "--wrap", "sleep 3600").strip()
     until(lambda: only_job(lab)["JobState"] == "PENDING", "the job to be back in the queue")
     lab.call("scancel", blocker)
-    code, errors = finish(sweep)
-    assert code == 0, errors
-    assert only_job(lab)["Restarts"] == "1"
-    assert weights(tmp_path / "models") == undisturbed
+    ends_as_if_undisturbed(sweep, lab, tmp_path, tasks)
 
 
-def test_a_job_out_of_time_goes_on_to_the_same_weights(lab: Lab, tmp_path: Path, undisturbed: dict[int, str]) -> None:
+@pytest.mark.parametrize(("tasks", "shape"), [(1, ALONE), (2, ON_TWO_NODES)])
+def test_a_job_out_of_time_goes_on_to_the_same_weights(lab: Lab, tmp_path: Path, tasks: int, shape: str) -> None:
     limits = ["hydra.launcher.timeout_min=2", "hydra.launcher.signal_delay_s=60"]
-    sweep = lab.sweep(tmp_path, "seed=1", EVERY_STEP, *limits)
-    process = halted(tmp_path / "sweep/0")
-    until(lambda: told(process, signal.SIGUSR2), "SLURM to announce the end of the time")
+    sweep = lab.sweep(tmp_path, "seed=1", EVERY_STEP, *limits, shape)
+    at_rest = halted(lab, tmp_path / "sweep/0", tasks)
+    until(lambda: all(told(task.process, signal.SIGUSR2) for task in at_rest), "SLURM to announce the end of the time")
     lab.call("scontrol", "update", f"JobId={only_job(lab)['JobId']}", "TimeLimit=60")
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(process, signal.SIGCONT)
-    code, errors = finish(sweep)
-    assert code == 0, errors
-    assert only_job(lab)["Restarts"] == "1"
-    assert weights(tmp_path / "models") == undisturbed
+    go_on(at_rest)
+    ends_as_if_undisturbed(sweep, lab, tmp_path, tasks)
 
 
 def told(process: int, number: int) -> bool:
@@ -142,17 +172,38 @@ def told(process: int, number: int) -> bool:
     return any(mask >> (number - 1) & 1 for mask in masks)
 
 
+@pytest.mark.parametrize(
+    ("tasks", "shape", "rank"),
+    [(1, ALONE, 0), (2, ON_TWO_NODES, 0), (2, ON_TWO_NODES, 1)],
+    ids=["alone", "the first of two", "the second of two"],
+)
 def test_a_job_whose_node_dies_goes_on_elsewhere_to_the_same_weights(
-    lab: Lab, tmp_path: Path, undisturbed: dict[int, str]
+    lab: Lab, tmp_path: Path, tasks: int, shape: str, rank: int
 ) -> None:
-    sweep = lab.sweep(tmp_path, "seed=1", EVERY_STEP)
-    process = halted(tmp_path / "sweep/0")
-    node = only_job(lab)["NodeList"]
-    step_daemons = [int(pid) for pid in lab.call("pgrep", "-f", f"^slurmstepd: .{only_job(lab)['JobId']}[.]").split()]
-    for victim in (int((lab.folder / f"pid/slurmd-{node}").read_text()), *step_daemons, process):
-        os.kill(victim, signal.SIGKILL)
-    code, errors = finish(sweep)
-    assert code == 0, errors
-    assert only_job(lab)["Restarts"] == "1"
-    assert only_job(lab)["NodeList"] != node
-    assert weights(tmp_path / "models") == undisturbed
+    sweep = lab.sweep(tmp_path, "seed=1", EVERY_STEP, shape)
+    at_rest = halted(lab, tmp_path / "sweep/0", tasks)
+    lab.lose(at_rest[rank].node)
+    go_on(at_rest)
+    ends_as_if_undisturbed(sweep, lab, tmp_path, tasks)
+    assert at_rest[rank].node not in lab.call("scontrol", "show", "hostnames", only_job(lab)["NodeList"]).split()
+
+
+def test_a_search_from_an_installed_wheel_runs_its_trials_as_jobs_of_two_tasks(lab: Lab, tmp_path: Path) -> None:
+    command = [str(install_wheel(tmp_path) / "trade-agent"), "train", "cnn-lstm", "--optimize", "--"]
+    command += [
+        "hydra/launcher=slurm",
+        ON_ONE_NODE,
+        "hydra.sweeper.n_trials=2",
+        "hydra.sweeper.n_jobs=2",
+        "trainer=smoke",
+    ]
+    environment = {name: value for name, value in lab.environment.items() if name != "PYTHONPATH"}
+    work = tmp_path / "work"
+    work.mkdir()
+    done = subprocess.run(command, cwd=work, env=environment, capture_output=True, text=True, timeout=1200)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "best trial " in done.stdout.splitlines()[-1]
+    study = load_study(f"journal:///{work}/outputs/studies.journal", "cnn_lstm")
+    assert [trial.state.name for trial in study.trials] == ["COMPLETE", "COMPLETE"]
+    assert len(list(work.glob("models/cnn_lstm/metadata_v*.json"))) == 2
+    assert {job["NumTasks"] for job in lab.jobs()} == {"2"}

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import itertools
 import json
 import os
 import subprocess
@@ -25,11 +26,11 @@ from trade_agent.agents.processes import Alone
 from trade_agent.agents.replay import Transitions
 from trade_agent.config.load import compose_config, load_config
 from trade_agent.config.schema import EnsembleModel
-from trade_agent.errors import ConfigError
+from trade_agent.errors import ConfigError, PeerLostError
 from trade_agent.networks.cnn_lstm import CNNLSTM
 from trade_agent.training.checkpoint import Checkpoints
 from trade_agent.training.dataset import build_dataset, load_data
-from trade_agent.training.distributed import World
+from trade_agent.training.distributed import World, choose_backend
 from trade_agent.training.learner import minibatch
 from trade_agent.training.models import Forecaster
 from trade_agent.training.progress import ProgressReporter
@@ -321,6 +322,35 @@ def test_moments_of_one_process_are_those_of_its_rows() -> None:
         moments.update(block)
     torch.testing.assert_close(moments.mean, rows.mean(0))
     torch.testing.assert_close(moments.variance, rows.var(0, correction=0))
+
+
+def lose_the_other(rank: int, folder: str) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    world = World(rank, 2)
+    assert world.any(rank == 1, False) == [True, False]
+    if rank == 1:
+        os._exit(0)  # at once, as a killed process goes
+    with pytest.raises(PeerLostError, match="another process of this run died or cannot be reached"):
+        list(map(world.mean, itertools.repeat(torch.zeros(3))))
+    os._exit(0)  # there is nobody to say good-bye to
+
+
+@pytest.mark.distributed
+def test_who_waits_for_a_dead_process_is_told_so(tmp_path: Path) -> None:
+    multiprocessing.spawn(lose_the_other, args=(str(tmp_path),), nprocs=2)
+
+
+@pytest.mark.parametrize(("gpus", "backend"), [(0, "gloo"), (1, "gloo"), (2, "cpu:gloo,cuda:nccl")])
+def test_each_of_two_processes_takes_a_gpu_of_its_own_where_there_are_as_many(
+    monkeypatch: pytest.MonkeyPatch, gpus: int, backend: str
+) -> None:
+    taken: list[int] = []
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setattr(torch.cuda, "set_device", taken.append)
+    assert choose_backend() == backend
+    assert taken == {0: [], 1: [0], 2: [1]}[gpus]
 
 
 # ------------------------------------------------------------------------------------------------ whole runs

@@ -5,9 +5,11 @@ them; gradients and statistics are averaged, so that all of them hold the same w
 decides how training goes on is agreed upon first. Only the first one writes.
 """
 
+import contextlib
 import datetime
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,12 +19,28 @@ from torch import Tensor, nn
 
 from trade_agent.agents.base import Agent
 from trade_agent.agents.normalisers import RunningMoments
-from trade_agent.errors import ConfigError
+from trade_agent.errors import ConfigError, PeerLostError
+
+
+@contextlib.contextmanager
+def with_the_others() -> Iterator[None]:
+    """Around a message to the other processes. Raises PeerLostError where one of them does not answer."""
+    try:
+        yield
+    except RuntimeError as error:  # gloo's own; that of nccl is derived from it
+        reason = re.sub(r"^\[[^]]*\] ", "", str(error).splitlines()[0])  # without the place in gloo's source
+        raise PeerLostError(
+            f"another process of this run died or cannot be reached ({reason})",
+            "see its log; torchrun --max-restarts and device.max_restarts start all of them again",
+        ) from error
 
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """This process and how many there are; one alone talks to nobody."""
+    """This process and how many there are; one alone talks to nobody.
+
+    Everything that waits for the others raises PeerLostError where one of them died or cannot be reached.
+    """
 
     rank: int = 0
     size: int = 1
@@ -37,7 +55,8 @@ class World:
         if self.size == 1:
             return value
         total = value.detach().clone()
-        dist.all_reduce(total)
+        with with_the_others():
+            dist.all_reduce(total)
         return total / self.size
 
     def any(self, *flags: bool) -> list[bool]:
@@ -45,7 +64,8 @@ class World:
         if self.size == 1:
             return list(flags)
         raised = torch.tensor(flags, dtype=torch.uint8)
-        dist.all_reduce(raised, op=dist.ReduceOp.MAX)
+        with with_the_others():
+            dist.all_reduce(raised, op=dist.ReduceOp.MAX)
         return [bool(flag) for flag in raised]
 
     def agreed(self, value: Any) -> Any:
@@ -53,7 +73,8 @@ class World:
         if self.size == 1:
             return value
         box = [value]
-        dist.broadcast_object_list(box, src=0)
+        with with_the_others():
+            dist.broadcast_object_list(box, src=0)
         return box[0]
 
     def gathered(self, value: Any) -> list[Any]:
@@ -61,7 +82,8 @@ class World:
         if self.size == 1:
             return [value]
         found: list[Any] = [None] * self.size
-        dist.all_gather_object(found, value)
+        with with_the_others():
+            dist.all_gather_object(found, value)
         return found
 
     def share(self, total: int, name: str) -> int:
@@ -83,7 +105,8 @@ class World:
             return
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         flat = torch.cat([gradient.flatten() for gradient in gradients])
-        dist.all_reduce(flat)
+        with with_the_others():
+            dist.all_reduce(flat)
         flat /= self.size
         parts = flat.split([gradient.numel() for gradient in gradients])
         torch._foreach_copy_(gradients, [part.view_as(own) for part, own in zip(parts, gradients, strict=True)])
@@ -91,15 +114,17 @@ class World:
     def leave(self) -> None:
         """At the end of the work, when nobody waits for anybody any more."""
         if self.size > 1:
-            dist.barrier()
+            with with_the_others():
+                dist.barrier()
             dist.destroy_process_group()
 
     def connect(self, agent: Agent) -> None:
         """Let an agent that was drawn alike in every process learn as one."""
         if self.size == 1:
             return
-        for tensor in agent.state_dict().values():
-            dist.broadcast(tensor, src=0)
+        with with_the_others():
+            for tensor in agent.state_dict().values():
+                dist.broadcast(tensor, src=0)
         agent.gradient_hook = self.average_gradients
         agent.processes = self
         for module in agent.modules():  # type: ignore[attr-defined]
@@ -108,7 +133,7 @@ class World:
 
 
 def find_world(timeout_seconds: float) -> World:
-    """The world that torchrun made this process part of, or one alone.
+    """The world that torchrun or SLURM made this process part of, or one alone.
 
     timeout_seconds: how long a process waits for another before it ends with an error.
     """
@@ -116,6 +141,16 @@ def find_world(timeout_seconds: float) -> World:
     if size == 1:
         return World()
     if not dist.is_initialized():
-        backend = "nccl" if torch.cuda.is_available() else "gloo"
-        dist.init_process_group(backend, timeout=datetime.timedelta(seconds=timeout_seconds))
+        with with_the_others():
+            dist.init_process_group(choose_backend(), timeout=datetime.timedelta(seconds=timeout_seconds))
     return World(dist.get_rank(), size)
+
+
+def choose_backend() -> str:
+    """gloo, and nccl between GPUs where every process of this host has one of its own, which is chosen here."""
+    own, processes = int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    gpus = torch.cuda.device_count()
+    if gpus == 0:
+        return "gloo"
+    torch.cuda.set_device(own % gpus)
+    return "cpu:gloo,cuda:nccl" if processes <= gpus else "gloo"

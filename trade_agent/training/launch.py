@@ -29,7 +29,7 @@ STOPPED = "stopped.json"  # a worker that stopped as it was told ends with 0, or
 
 
 def is_worker() -> bool:
-    """Whether torchrun, or `launch`, started this process as one of several."""
+    """Whether torchrun, `launch` or SLURM started this process as one of several."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
@@ -39,8 +39,11 @@ def launch(device: DeviceConfig, run_dir: Path, arguments: Sequence[str]) -> Non
     Raises ConfigError inside a job of the SLURM launcher, StoppedError where a signal ended the run, TradeAgentError
     where the workers failed more than `device.max_restarts` times.
     """
-    if "SUBMITIT_EXECUTOR" in os.environ:  # whose signals the workers would have to know
-        raise ConfigError("device.processes is not for jobs of hydra/launcher=slurm", "use one process a job")
+    if "SUBMITIT_EXECUTOR" in os.environ:  # SLURM starts them, and tells each of them what happens to the job
+        raise ConfigError(
+            f"device.processes={device.processes}: the processes of a job of hydra/launcher=slurm are its tasks",
+            f"use hydra.launcher.tasks_per_node={device.processes}, and leave device.processes at 1",
+        )
     # A restart must find no address of the workers before it (pytorch issue 135712).
     os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     os.environ.setdefault("OMP_NUM_THREADS", str(max(device.threads, 1)))
@@ -113,10 +116,13 @@ def handlers_restored() -> Iterator[None]:
 
 @contextlib.contextmanager
 def as_worker(run_dir: Path) -> Iterator[None]:
-    """Around the work of one of several processes: one that stopped as it was told ends well, and says so in a file."""
+    """Around the work of one of several processes: torchrun's, that stopped as it was told, ends well and says so in a
+    file."""
     try:
         yield
     except StoppedError as error:
+        if "TORCHELASTIC_RUN_ID" not in os.environ:  # a task of SLURM, which starts nothing again by itself
+            raise
         if os.environ.get("RANK") == "0":
             name = error.message.removeprefix("stopped by ")
             safe_io.write_json(run_dir / STOPPED, {"exit_code": error.exit_code, "signal": name})

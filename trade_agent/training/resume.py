@@ -18,9 +18,14 @@ from trade_agent.registry.metadata import check_config
 CONFIG, RESULT = "config.json", "result.json"  # a run that has begun, and one that has ended
 
 
-def resume_command(run_dir: Path) -> str:
-    """The line that goes on with the run in a folder, from any other one."""
-    return f"python train.py resume={shlex.quote(str(run_dir.resolve()))}"
+def resume_command(run_dir: Path, *, started_from_outside: int = 1) -> str:
+    """The line that goes on with the run in a folder, from any other one.
+
+    started_from_outside: how many processes torchrun or SLURM started for it.
+    """
+    several = f"torchrun --nproc-per-node {started_from_outside}"
+    launcher = several if started_from_outside > 1 else "python"
+    return f"{launcher} train.py resume={shlex.quote(str(run_dir.resolve()))}"
 
 
 def write_run(

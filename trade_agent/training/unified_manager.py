@@ -90,7 +90,8 @@ class UnifiedTrainingManager:
             raise ConfigError(what, f"run: {config.command or 'python train.py ...'}")
         self.run_dir = Path(self.world.agreed(str(run_dir or default_run_dir(config))))
         self.config = continued(config, self.run_dir) or with_run_id(config)  # a run id names one run in the registry
-        self.stop = StopFlag(resume_command(self.run_dir))
+        outside = 1 if config.device.processes > 1 else self.world.size
+        self.stop = StopFlag(resume_command(self.run_dir, started_from_outside=outside))
         self.config = dataclasses.replace(self.config, run_id=self.world.agreed(self.config.run_id))
         self.progress = ProgressReporter(quiet or not self.world.main)
         keys = config.registry.keys

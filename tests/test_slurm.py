@@ -1,0 +1,84 @@
+"""What a job asks of SLURM, and what its tasks know of each other; tests/cluster runs them."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("submitit", reason="needs the extra slurm")
+
+from trade_agent.errors import ConfigError
+from trade_agent.slurm import check_options, join_tasks
+
+ROOT = Path(__file__).resolve().parents[1]
+SBATCH = '#!/bin/sh\ncp "$1" "$SCRIPT"\necho "sbatch: error: no such partition" >&2\nexit 1\n'
+OPTIONS = {"timeout_min": 60, "signal_delay_s": 60, "array_parallelism": 4, "max_num_timeout": 2}
+OPTIONS |= {"nodes": 1, "tasks_per_node": 1}
+
+
+@pytest.mark.slow
+def test_what_a_job_asks_for_is_in_its_script_and_a_refusal_is_one_line(tmp_path: Path) -> None:
+    for name, text in (("sbatch", SBATCH), ("srun", "#!/bin/sh\n")):
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    asked = {"nodes": 2, "tasks_per_node": 4, "gpus_per_node": 4, "cpus_per_task": 3, "mem_gb": 16, "timeout_min": 90}
+    asked |= {"partition": "gpu", "account": "lab", "constraint": "a100"}
+    command = [sys.executable, str(ROOT / "train.py"), "-m", "hydra/launcher=slurm", "stage=cnn_lstm"]
+    command += [f"hydra.launcher.{name}={value}" for name, value in asked.items()]
+    own = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SCRIPT": str(tmp_path / "script"), "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=tmp_path, env=os.environ | own, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 2, done.stderr
+    assert "SLURM refuses the job: " in done.stderr
+    assert "no such partition" in done.stderr
+    assert "Traceback" not in done.stderr
+    lines = (tmp_path / "script").read_text().splitlines()
+    wanted = {
+        "nodes=2",
+        "ntasks-per-node=4",
+        "gpus-per-node=4",
+        "cpus-per-task=3",
+        "mem=16GB",
+        "time=90",
+        "signal=USR2@60",
+    }
+    wanted |= {"partition=gpu", "account=lab", "constraint=a100"}
+    assert wanted <= {line.removeprefix("#SBATCH --") for line in lines}
+
+
+@pytest.mark.parametrize("name", ["timeout_min", "signal_delay_s", "array_parallelism", "nodes", "tasks_per_node"])
+def test_options_that_must_be_positive(name: str) -> None:
+    check_options(OPTIONS)
+    with pytest.raises(ConfigError, match=f"hydra.launcher.{name}=0 is below 1"):
+        check_options(OPTIONS | {name: 0})
+
+
+def test_a_job_is_told_of_its_end_while_it_runs() -> None:
+    with pytest.raises(ConfigError, match="signal_delay_s=60 is no less than the time limit"):
+        check_options(OPTIONS | {"timeout_min": 1})
+
+
+TORCH = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+def test_tasks_of_a_job_know_their_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = {"JOB_ID": "30123", "NTASKS": "4", "PROCID": "3", "LOCALID": "1", "JOB_NUM_NODES": "2", "NODEID": "1"}
+    for name, value in (own | {"JOB_NODELIST": "node[07-08]"}).items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    for name in TORCH:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("SUBMITIT_EXECUTOR", "slurm")
+    monkeypatch.setattr(os, "environ", os.environ.copy())
+    assert "hydra.output_subdir=null" in join_tasks()
+    assert [os.environ[name] for name in TORCH] == ["3", "1", "4", "node07", "20123"]
+    os.environ["SLURM_PROCID"] = "0"
+    assert join_tasks() == []
+
+
+def test_a_job_of_one_task_is_no_part_of_anything(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"SUBMITIT_EXECUTOR": "slurm", "SLURM_JOB_ID": "7", "SLURM_NTASKS": "1"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    assert join_tasks() == []
+    assert "WORLD_SIZE" not in os.environ
