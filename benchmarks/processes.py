@@ -37,7 +37,9 @@ WORKS = {
         *PPO, "model.num_envs=64", "model.batch_size=2048", "model.hidden_sizes=[512,512]"
     ),
     "SAC": SAC,
-    "SAC, batch 1024, [512, 512]": (*SAC, "model.batch_size=1024", "model.hidden_sizes=[512,512]"),
+    "SAC, batch 1024, [512, 512]": (
+        *SAC, "trainer.off_policy_env_steps=2000", "model.batch_size=1024", "model.hidden_sizes=[512,512]"
+    ),
 }  # fmt: skip
 KILLED_AT = 100  # boundary of SAC
 

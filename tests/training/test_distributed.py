@@ -363,30 +363,35 @@ def python(*arguments: str, cwd: Path, path: str = str(ROOT)) -> subprocess.Comp
 
 
 def weights(folder: Path) -> dict[str, str]:
-    files = sorted(folder.glob("models/*/metadata_v*.json"))
-    stored = {path.parent.name: json.loads(path.read_text()) for path in files}
-    return {name: metadata["weights_sha256"] for name, metadata in stored.items() if "weights_sha256" in metadata}
+    """Digest of the weights of every registered model."""
+    stored = {
+        path.relative_to(folder): json.loads(path.read_text()) for path in folder.glob("models/*/metadata_v*.json")
+    }
+    return {str(path): metadata["weights_sha256"] for path, metadata in stored.items() if "weights_sha256" in metadata}
 
 
 @pytest.mark.slow
 @pytest.mark.distributed
 def test_both_doors_give_the_same_models_and_one_writer(tmp_path: Path) -> None:
-    options = ("stage=hybrid", "model=td3", "trainer=smoke", "trainer.cross_fit_folds=0", "device=cpu")
+    options = ("stage=ensemble", "model.combiner=gate", "trainer=smoke", "trainer.cross_fit_folds=0", "device=cpu")
+    options += ("trainer.on_policy_env_steps=2048", "trainer.joint_on_policy_env_steps=2048", "env.episode_bars=32")
+    options += ("trainer.off_policy_env_steps=320", "trainer.joint_off_policy_env_steps=160")
     door = python(str(ROOT / "train.py"), *options, "device.processes=2", cwd=tmp_path / "launch")
     assert door.returncode == 0, door.stderr[-3000:]
-    assert door.stdout.splitlines()[-1].startswith("model_id: hybrid_v1.0.0_grade_")
-    (run,) = (tmp_path / "launch/outputs/hybrid").iterdir()
+    assert door.stdout.splitlines()[-1].startswith("model_id: ensemble_v1.0.0_grade_")
+    (run,) = (tmp_path / "launch/outputs/ensemble").iterdir()
     assert json.loads((run / "result.json").read_text())["world_size"] == 2
-    assert sorted(weights(tmp_path / "launch")) == ["cnn_lstm", "hybrid", "td3"]
+    trained = sorted(name.split("/")[1] for name in weights(tmp_path / "launch"))
+    assert trained == ["cnn_lstm", "ensemble", "hybrid", "hybrid", "hybrid", "ppo", "sac", "td3"]
 
     torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(ROOT / "train.py"))
     other = python(*torchrun, *options, cwd=tmp_path / "torchrun")
     assert other.returncode == 0, other.stderr[-3000:]
     assert weights(tmp_path / "torchrun") == weights(tmp_path / "launch")
-    assert len(list((tmp_path / "torchrun/outputs/hybrid").iterdir())) == 1
+    assert len(list((tmp_path / "torchrun/outputs/ensemble").iterdir())) == 1
     sweep = python(*torchrun, "-m", *options, cwd=tmp_path / "sweep")
     assert sweep.returncode != 0
-    assert "use: python train.py -m device.processes=2 stage=hybrid" in sweep.stderr
+    assert "use: python train.py -m device.processes=2 stage=ensemble" in sweep.stderr
 
 
 KILL_ONE = """
