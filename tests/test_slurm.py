@@ -9,8 +9,10 @@ import pytest
 
 pytest.importorskip("submitit", reason="needs the extra slurm")
 
+from trade_agent.config.load import compose_config, load_config
 from trade_agent.errors import ConfigError
 from trade_agent.slurm import check_options, join_tasks
+from trade_agent.training.launch import launch
 
 ROOT = Path(__file__).resolve().parents[1]
 SBATCH = '#!/bin/sh\ncp "$1" "$SCRIPT"\necho "sbatch: error: no such partition" >&2\nexit 1\n'
@@ -82,3 +84,10 @@ def test_a_job_of_one_task_is_no_part_of_anything(monkeypatch: pytest.MonkeyPatc
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     assert join_tasks() == []
     assert "WORLD_SIZE" not in os.environ
+
+
+def test_a_job_starts_no_processes_of_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("SUBMITIT_EXECUTOR", "slurm")
+    device = load_config(compose_config(["device.processes=3"]), "").device
+    with pytest.raises(ConfigError, match=r"use hydra.launcher.tasks_per_node=3"):
+        launch(device, tmp_path, [])
