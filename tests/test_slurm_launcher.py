@@ -1,4 +1,4 @@
-"""What `hydra/launcher=slurm` refuses before it submits anything. The jobs themselves are in tests/cluster/."""
+"""What `hydra/launcher=slurm` asks of SLURM and refuses, and what tasks know of each other; tests/cluster runs jobs."""
 
 import os
 import subprocess
@@ -8,13 +8,16 @@ from pathlib import Path
 import pytest
 from hydra.core.config_store import ConfigStore
 
-from trade_agent.config.load import compose_config
+from trade_agent.config.load import compose_config, load_config
 from trade_agent.errors import ConfigError
-from trade_agent.slurm import check_options
+from trade_agent.slurm import check_options, join_tasks
+from trade_agent.training.launch import launch
 
 ROOT = Path(__file__).resolve().parents[1]
 OPTIONS = {"timeout_min": 60, "signal_delay_s": 60, "max_num_timeout": 0, "array_parallelism": 1}
 OPTIONS |= {"nodes": 1, "tasks_per_node": 1}
+
+SBATCH = '#!/bin/sh\ncp "$1" "$SCRIPT"\necho "sbatch: error: no such partition" >&2\nexit 1\n'
 
 
 @pytest.mark.parametrize(
@@ -25,8 +28,8 @@ OPTIONS |= {"nodes": 1, "tasks_per_node": 1}
         ({"array_parallelism": 0}, "array_parallelism=0 is below 1"),
         ({"max_num_timeout": -1}, "max_num_timeout is negative"),
         ({"timeout_min": 1}, "signal_delay_s=60 is no less than the time limit"),
-        ({"nodes": 2}, "one task on one node"),
-        ({"tasks_per_node": 2}, "one task on one node"),
+        ({"nodes": 0}, "nodes=0 is below 1"),
+        ({"tasks_per_node": 0}, "tasks_per_node=0 is below 1"),
     ],
 )
 def test_options_that_no_run_could_use_are_refused(change: dict[str, int], message: str) -> None:
@@ -55,3 +58,64 @@ def test_an_installation_without_the_extra_gets_one_line(monkeypatch: pytest.Mon
     monkeypatch.delitem(launchers, "submitit_slurm.yaml")  # what the extra adds
     with pytest.raises(ConfigError, match=r"^hydra/launcher=slurm needs an extra; pip install 'trade-agent\[slurm\]'$"):
         compose_config(["hydra/launcher=slurm"])
+
+
+@pytest.mark.slow
+def test_what_a_job_asks_for_is_in_its_script_and_a_refusal_is_one_line(tmp_path: Path) -> None:
+    for name, text in (("sbatch", SBATCH), ("srun", "#!/bin/sh\n")):
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    asked = {"nodes": 2, "tasks_per_node": 4, "gpus_per_node": 4, "cpus_per_task": 3, "mem_gb": 16, "timeout_min": 90}
+    asked |= {"partition": "gpu", "account": "lab", "constraint": "a100"}
+    command = [sys.executable, str(ROOT / "train.py"), "-m", "hydra/launcher=slurm", "stage=cnn_lstm"]
+    command += [f"hydra.launcher.{name}={value}" for name, value in asked.items()]
+    own = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SCRIPT": str(tmp_path / "script"), "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=tmp_path, env=os.environ | own, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 2, done.stderr
+    assert "SLURM refuses the job: " in done.stderr
+    assert "no such partition" in done.stderr
+    assert "Traceback" not in done.stderr
+    lines = (tmp_path / "script").read_text().splitlines()
+    wanted = {
+        "nodes=2",
+        "ntasks-per-node=4",
+        "gpus-per-node=4",
+        "cpus-per-task=3",
+        "mem=16GB",
+        "time=90",
+        "signal=USR2@60",
+    }
+    wanted |= {"partition=gpu", "account=lab", "constraint=a100"}
+    assert wanted <= {line.removeprefix("#SBATCH --") for line in lines}
+
+
+TORCH = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+def test_tasks_of_a_job_know_their_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = {"JOB_ID": "30123", "NTASKS": "4", "PROCID": "3", "LOCALID": "1", "JOB_NUM_NODES": "2", "NODEID": "1"}
+    for name, value in (own | {"JOB_NODELIST": "node[07-08]"}).items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    for name in TORCH:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("SUBMITIT_EXECUTOR", "slurm")
+    monkeypatch.setattr(os, "environ", os.environ.copy())
+    assert "hydra.output_subdir=null" in join_tasks()
+    assert [os.environ[name] for name in TORCH] == ["3", "1", "4", "node07", "20123"]
+    os.environ["SLURM_PROCID"] = "0"
+    assert join_tasks() == []
+
+
+def test_a_job_of_one_task_is_no_part_of_anything(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"SUBMITIT_EXECUTOR": "slurm", "SLURM_JOB_ID": "7", "SLURM_NTASKS": "1"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    assert join_tasks() == []
+    assert "WORLD_SIZE" not in os.environ
+
+
+def test_a_job_starts_no_processes_of_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("SUBMITIT_EXECUTOR", "slurm")
+    device = load_config(compose_config(["device.processes=3"]), "").device
+    with pytest.raises(ConfigError, match=r"use hydra.launcher.tasks_per_node=3"):
+        launch(device, tmp_path, [])
