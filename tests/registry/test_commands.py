@@ -5,6 +5,7 @@ import json
 import pytest
 from typer.testing import CliRunner
 
+from trade_agent import safe_io
 from trade_agent.cli import app
 from trade_agent.config.load import compose_config, load_config
 from trade_agent.errors import RegistryError
@@ -146,6 +147,20 @@ def test_gc_repair_rebuild_and_doctor(run, registry, monkeypatch):
     registry.root.rename(registry.root.with_name("moved"))
     with pytest.raises(RegistryError, match="is not a folder"):
         run("registry", "doctor")
+
+
+def test_verify_prints_a_whole_line_for_each_thing(run, registry, models):
+    path = registry.root / f"sac/{models[0]}.pth"
+    recorded = safe_io.sha256_file(path)
+    path.unlink()
+    path.write_bytes(b"x" * 1000)
+    (registry.root / "stray.pth").touch()
+    error, note, total = run("registry", "verify", code=1).splitlines()
+    assert error.startswith(f"error  file         sac/{path.name}: {models[0]}: altered: sha256 ")
+    assert recorded in error
+    assert safe_io.sha256_file(path) in error
+    assert note.split()[:3] == ["note", "unknown", "stray.pth:"]
+    assert total == f"{registry.root}: 1 errors, 1 notes"
 
 
 def test_a_named_folder_without_a_registry_is_refused(tmp_path):

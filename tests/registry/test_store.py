@@ -295,7 +295,10 @@ def test_verify_names_strangers_taint_and_unfinished_work(registry, make_draft):
     assert verify(registry.root) == []
     rewrite(registry.root / "sac" / "config_v1.0.0.json", b"{}\n")
     (registry.root / "ppo" / "notes.txt").write_text("mine")
-    (registry.root / "temp" / "host-1-dead").mkdir()
+    strangers = ["stray.pth", "sac_old", "archived/cnn", ".registry/notes", ".registry/events/junk.txt", "temp/mine"]
+    for name in strangers:
+        (registry.root / name).mkdir(parents=True)
+    (registry.root / "temp" / f"host-1-{'0' * 12}").mkdir()
     (registry.root / "sac" / ".claims" / "v1.0.0").unlink()
     (registry.root / "registry.json").write_text("{}")
     found = {(f.severity, f.kind, f.path) for f in verify(registry.root)}
@@ -306,7 +309,8 @@ def test_verify_names_strangers_taint_and_unfinished_work(registry, make_draft):
         ("error", "unknown", "ppo/notes.txt"),
         ("error", "claim", "sac/.claims/v1.0.0"),
         ("error", "snapshot", "registry.json"),
-        ("note", "unknown", "temp/host-1-dead"),
+        ("note", "temporary", f"temp/host-1-{'0' * 12}"),
+        *(("note", "unknown", name) for name in strangers),
     }
 
 

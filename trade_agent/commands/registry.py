@@ -45,10 +45,10 @@ def verify(
     if as_json:
         print_json([dataclasses.asdict(finding) for finding in findings])
     elif findings:
-        table = Table("severity", "kind", "where", "what")
-        for finding in findings:
-            table.add_row(finding.severity, finding.kind, finding.path, finding.message)
-        Console().print(table)
+        for finding in findings:  # a line each, whole: names and digests are there to be copied
+            print(f"{finding.severity:6} {finding.kind:12} {finding.path}: {finding.message}")
+        errors = sum(finding.severity == "error" for finding in findings)
+        print(f"{models_dir}: {errors} errors, {len(findings) - errors} notes")
     else:
         print(f"{models_dir}: {len(registry.list(include_archived=True))} models, nothing found")
     if not is_clean(findings):

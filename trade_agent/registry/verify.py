@@ -6,7 +6,7 @@ from pathlib import Path
 
 from trade_agent import safe_io
 from trade_agent.errors import RegistryError
-from trade_agent.registry.events import event_file, event_numbers, read_event
+from trade_agent.registry.events import EVENT_FILE, event_file, event_numbers, read_event
 from trade_agent.registry.garbage import left_overs
 from trade_agent.registry.layout import Layout, names
 from trade_agent.registry.metadata import ModelMetadata, check_config
@@ -108,11 +108,7 @@ def _look(root: Path, *, deep: bool, signing: Signing) -> list[Finding]:
     _check_aliases(check)
     if stored is not None:
         _check_snapshot(check, stored)
-    private = left_overs(check.layout)
-    for path in private:
-        check.add(NOTE, "temporary", path, "left by a writer that died, or still at work; trade-agent registry gc")
-    for path in {check.layout.temp / name for name in names(check.layout.temp)} - set(private):
-        check.add(NOTE, "unknown", path, "was not put here by the registry, which leaves it alone")
+    _check_others(check)
     return check.findings
 
 
@@ -318,6 +314,24 @@ def _check_preprocessors(check: _Check) -> None:
                 check.add(NOTE, "preprocessor", folder / name, reason)
             else:
                 check.add(ERROR, "preprocessor", folder / name, "no pipeline has this file")
+
+
+def _check_others(check: _Check) -> None:
+    """Left-overs of writers, and what somebody else put between the folders of the registry."""
+    layout, private = check.layout, left_overs(check.layout)
+    for path in private:
+        check.add(NOTE, "temporary", path, "left by a writer that died, or still at work; trade-agent registry gc")
+    own = {
+        layout.root: (*MODEL_TYPES, "archived", "preprocessors", "temp", ".registry", "registry.json", "README.md"),
+        layout.root / "archived": MODEL_TYPES,
+        layout.format.parent: ("events", "format.json"),
+        layout.temp: (),
+    }
+    others = [folder / name for folder in own for name in names(folder) if name not in own[folder]]
+    others += [layout.events / name for name in names(layout.events) if not EVENT_FILE.fullmatch(name)]
+    for path in others:
+        if path not in private:
+            check.add(NOTE, "unknown", path, "was not put here by the registry, which leaves it alone")
 
 
 def _check_parents(check: _Check) -> None:
