@@ -1,5 +1,7 @@
 """Every hostile file through every public loader of the project, laid where that loader looks: no canary, no object."""
 
+import dataclasses
+import functools
 import json
 import os
 
@@ -9,7 +11,8 @@ import torch
 from tests.registry.conftest import draft
 from tests.safe_io.corpus import CONFIG, PKL, PTH
 from trade_agent import safe_io
-from trade_agent.errors import TradeAgentError
+from trade_agent.config.load import compose_config, load_config
+from trade_agent.errors import TradeAgentError, UnsafeFileError
 from trade_agent.preprocessing.cache import FeatureCache
 from trade_agent.registry.quarantine import import_model
 from trade_agent.registry.scan import scan
@@ -17,7 +20,7 @@ from trade_agent.registry.verify import is_clean, verify
 from trade_agent.training.checkpoint import Checkpoints
 from trade_agent.training.model_registry import ModelRegistry
 from trade_agent.training.preprocessor_manager import PreprocessorManager, PreprocessorMetadata
-from trade_agent.training.resume import stored_config
+from trade_agent.training.resume import continued, stored_config, write_run
 from trade_agent.training.signals import StopFlag
 
 SUFFIX = {PTH: ".pth", PKL: ".pkl", CONFIG: ".json"}
@@ -108,6 +111,17 @@ def test_the_store_of_pipelines_and_its_cache(hostile, tmp_path):
 
 @pytest.mark.usefixtures("surroundings")
 def test_checkpoints_and_the_config_of_a_run_that_goes_on(hostile, tmp_path):
+    config = load_config(compose_config(["stage=cnn_lstm"]))
+    config = dataclasses.replace(config, command="python train.py data.path='${oc.env:DATA}'")  # kept as it was typed
+    write_run(tmp_path, config, environment={})
+    assert stored_config(tmp_path).command == config.command
+    assert stored_config(tmp_path).run_id == config.run_id
+    values = safe_io.read_json(tmp_path / "config.json")
+    for change in ({"notes": "${oc.env:HOME}"}, {"data": values["data"] | {"_target_": "os.system"}}):
+        safe_io.write_json(tmp_path / "config.json", values | change)
+        for read in (stored_config, functools.partial(continued, config)):
+            with pytest.raises(UnsafeFileError, match=r"oc\.env|_target_"):
+                read(tmp_path)
     for case in hostile:
         folder = tmp_path / "checkpoints"
         folder.mkdir(exist_ok=True)
@@ -117,5 +131,6 @@ def test_checkpoints_and_the_config_of_a_run_that_goes_on(hostile, tmp_path):
         assert not session.restore(), case.name
         path.unlink()
         (tmp_path / "config.json").write_bytes(case.data)
-        with pytest.raises(TradeAgentError):
-            stored_config(tmp_path)
+        for read in (stored_config, functools.partial(continued, config)):
+            with pytest.raises(TradeAgentError):
+                read(tmp_path)

@@ -45,7 +45,23 @@ def write_run(
 def stored_run(run_dir: Path) -> dict[str, Any]:
     """`run.json` of a folder; empty where none was begun there."""
     path = run_dir / "run.json"
-    return dict(safe_io.read_json(path)) if path.is_file() else {}
+    return _read_object(path) if path.is_file() else {}
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    """Values of a JSON file; ConfigError where it holds something else."""
+    values = safe_io.read_json(path)
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} is not what a run writes", "begin a new run in another folder")
+    return values
+
+
+def _read_config(run_dir: Path) -> dict[str, Any]:
+    """`config.json`, which must not name code or an interpolation: it is merged into a config."""
+    path = run_dir / CONFIG
+    values = _read_object(path)
+    check_config(values, name=str(path))
+    return values
 
 
 def require_same_data(run: dict[str, Any], fingerprint: str) -> None:
@@ -78,29 +94,28 @@ def continued(config: TrainingConfig, run_dir: Path) -> TrainingConfig | None:
     """
     if (run_dir / RESULT).exists() or not holds_run(run_dir, config):
         return None
-    return dataclasses.replace(config, run_id=safe_io.read_json(run_dir / CONFIG)["run_id"])
+    return dataclasses.replace(config, run_id=_read_config(run_dir)["run_id"])
 
 
 def holds_run(run_dir: Path, config: TrainingConfig) -> bool:
     """Whether a run of this config was begun in `run_dir`, finished or not."""
     if not (run_dir / CONFIG).is_file():
         return False
-    stored = safe_io.read_json(run_dir / CONFIG)
+    stored = _read_config(run_dir)
     own = safe_io.parse_json(safe_io.canonical_json(content(config)), name="the configuration")
     return all(stored.get(name) == value for name, value in own.items())
 
 
 def stored_config(run_dir: Path) -> TrainingConfig:
     """The config of the run in `run_dir`. Raises ConfigError where there is none, or it cannot be read back."""
-    path = run_dir / CONFIG
-    if not path.is_file():
+    if not (run_dir / CONFIG).is_file():
         raise ConfigError(f"resume={run_dir} is not the folder of a run", "name a folder that holds a config.json")
-    values = safe_io.read_json(path)
-    check_config(values, name=str(path))
     try:
-        config = from_snapshot(values)
-    except (KeyError, TypeError, AttributeError) as error:  # JSON, but of something else
-        raise ConfigError(f"{path} is not the configuration of a run: {error!r}", "begin a new run") from error
+        config = from_snapshot(_read_config(run_dir))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(
+            f"{run_dir / CONFIG} is not what a run writes: {error!r}", "begin a new run in another folder"
+        ) from error
     return dataclasses.replace(config, command=stored_run(run_dir).get("command", ""))
 
 
