@@ -101,10 +101,11 @@ def soak(folder: Path) -> None:
     lost = sum(registry.register(**draft(seed)).model_id != identifier for seed, identifier in unsaid.items())
     line(f"{said}: committed but not acknowledged, not found again by their runs", "models", lost, target=0,
          models=len(unsaid))  # fmt: skip
+    repaired = registry.repair()
     removed = registry.collect_garbage(older_than_hours=0)  # no writer is at work any more
     left = [finding.message for finding in verify(folder)]
-    line(f"{said}: left after the garbage was collected", "findings", len(left), target=0, removed=len(removed),
-         example=left[:1])  # fmt: skip
+    line(f"{said}: left after repair and garbage collection", "findings", len(left), target=0, removed=len(removed),
+         repaired=len(repaired), example=left[:1])  # fmt: skip
 
 
 # ---------------------------------------------------------------- scale
