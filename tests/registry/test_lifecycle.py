@@ -307,6 +307,31 @@ def test_a_damaged_event_hides_no_model_and_stops_changes_until_it_is_back(regis
     assert verify(registry.root) == []
 
 
+def test_a_damaged_file_is_told_once_with_what_helps(registry, make_draft, caplog):
+    model = registry.register(**make_draft(seed=1)).model_id
+    registry.note(model, "checked")
+    registry.register(**make_draft(seed=2))
+    damaged = (registry.root / ".registry/events/00000001.json", registry.root / "sac/metadata_v1.0.1.json")
+    for path in damaged:
+        path.unlink()
+        path.write_bytes(b"{}")
+    registry.layout.snapshot.unlink()
+    for _ in range(3):
+        ModelRegistry(registry.root).list()
+        verify(registry.root)
+    assert len(caplog.messages) == 2
+    for path, remedy in zip(
+        damaged, ("move it away and give it up: trade-agent registry repair", "train"), strict=True
+    ):
+        (said,) = (message for message in caplog.messages if path.name in message)
+        assert remedy in said
+    claim = registry.layout.claims("sac") / "v1.0.0"
+    claim.unlink()
+    claim.write_bytes(b"{}")
+    (said,) = (finding.message for finding in verify(registry.root) if finding.path.endswith("/v1.0.0"))
+    assert said.endswith("have it made again: trade-agent registry repair")
+
+
 def test_a_damaged_restore_does_not_hide_the_model_that_it_brought_back(registry, make_draft):
     model = registry.register(**make_draft(seed=1)).model_id
     registry.archive([model])

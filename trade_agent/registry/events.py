@@ -14,6 +14,7 @@ from trade_agent.errors import RegistryError
 from trade_agent.registry.layout import Layout, link_new, names
 
 EVENT_FILE = re.compile(r"([0-9]{8})\.json")
+GIVE_UP = "put it back from a backup, or move it away and give it up: trade-agent registry repair"
 # What an event of each type holds besides `type`, `model_id` and `created`; all are texts but `decision`.
 FIELDS: dict[str, frozenset[str]] = {
     "alias": frozenset({"model_type", "alias"}),  # an empty model_id takes the alias away
@@ -90,10 +91,13 @@ def event_numbers(layout: Layout) -> list[int]:
 def read_event(layout: Layout, number: int) -> dict[str, Any]:
     """Read one state change; RegistryError when it is damaged."""
     path = event_file(layout, number)
-    event = safe_io.read_checked_json(path)
+    try:
+        event = safe_io.read_checked_json(path)
+    except RegistryError as error:
+        raise type(error)(error.message, GIVE_UP) from error
     if event.get("type") in FIELDS:
         kinds = {key: type(value) for key, value in event.items()}
         expected = dict.fromkeys(("type", "model_id", "created", *FIELDS[event["type"]]), str)
         if kinds == expected | ({"decision": dict} if "decision" in expected else {}):
             return event
-    raise RegistryError(f"{path} is not a known event", "use a newer trade_agent, or restore it from a backup")
+    raise RegistryError(f"{path} is not a known event", f"use a newer trade_agent, or {GIVE_UP}")

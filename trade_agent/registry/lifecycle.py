@@ -17,7 +17,7 @@ from pathlib import Path
 
 from trade_agent.errors import RegistryError
 from trade_agent.registry.claims import link_missing_claims
-from trade_agent.registry.events import append_event, close_gaps, event_file, missing_numbers, read_event
+from trade_agent.registry.events import GIVE_UP, append_event, close_gaps, event_file, missing_numbers, read_event
 from trade_agent.registry.garbage import bring_back, close_abandoned
 from trade_agent.registry.layout import Layout
 from trade_agent.registry.metadata import ModelMetadata
@@ -42,8 +42,7 @@ def changeable_view(layout: Layout) -> View:
             read_event(layout, number)
         except RegistryError as error:
             what = f"{event_file(layout, number)} is damaged, so nothing can be changed"
-            remedy = "put it back from a backup, or move it away and give it up: trade-agent registry repair"
-            raise RegistryError(what, remedy) from error
+            raise RegistryError(what, GIVE_UP) from error
     layout.sound_events = view.last_event
     for path in view.unreadable:
         what = f"{path} is damaged, so nothing can be changed"

@@ -126,10 +126,14 @@ def _used(layout: Layout, model_type: str) -> list[Version]:
 
 def read_claim(path: Path) -> dict[str, Any]:
     """Read a claim; RegistryError when it is damaged."""
-    claim = safe_io.read_checked_json(path)
+    remedy = "put it back from a backup, or move it away and have it made again: trade-agent registry repair"
+    try:
+        claim = safe_io.read_checked_json(path)
+    except RegistryError as error:
+        raise type(error)(error.message, remedy) from error
     expected = {"version": str, "contract_hash": str, "recipe_hash": str, "run_id": str, "host": str, "pid": int}
     if {key: type(value) for key, value in claim.items()} != expected:
-        raise RegistryError(f"{path} is not a claim", "restore it from a backup")
+        raise RegistryError(f"{path} is not a claim", remedy)
     return claim
 
 

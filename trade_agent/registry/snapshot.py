@@ -8,6 +8,7 @@ import dataclasses
 import logging
 import time
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -218,7 +219,7 @@ def read_view(layout: Layout, base: View | None = None, *, until: int | None = N
                 try:
                     record = _read_record(layout, model_type, Version.parse(version), archived=archived)
                 except RegistryError as error:
-                    log.warning("left out of the list: %s", error)
+                    _warn_once(f"left out of the list: {error}")
                     view.unreadable.append(f"{layout.folder(model_type, archived=archived) / name}")
                     continue
                 if record is None:
@@ -230,7 +231,7 @@ def read_view(layout: Layout, base: View | None = None, *, until: int | None = N
             try:
                 apply_event(view, read_event(layout, number))
             except RegistryError as error:
-                log.warning("left out: %s", error)
+                _warn_once(f"left out: {error}")
                 view.damaged.append(number)
             view.last_event = number
     if view.last_event != base.last_event:
@@ -246,6 +247,12 @@ def read_view(layout: Layout, base: View | None = None, *, until: int | None = N
     if until is None and not view.damaged:  # a damaged event may come back
         layout.known = view
     return view
+
+
+@cache
+def _warn_once(message: str) -> None:
+    """A damaged file is met again by every view: once in the life of a process is enough."""
+    log.warning("%s", message)
 
 
 def holds_events(layout: Layout, view: View) -> bool:
