@@ -3,7 +3,8 @@
     python -m benchmarks.killed LOG MOMENT ARGUMENTS...
 
 MOMENT is the JSON of a `Moment`, or null for a life without a kill. LOG takes JSON: the time of the first boundary of
-the training, and the boundaries of each stage. What is killed is the real program, with nothing in it for the purpose.
+the training, the seconds of the processor until then, and the boundaries of each stage. What is killed is the real
+program, with nothing in it for the purpose.
 """
 
 import io
@@ -56,14 +57,16 @@ class Life:
     """What one process has seen of its training, and its end."""
 
     def __init__(self, log: Path, moment: Moment | None) -> None:
-        self.log, self.moment, self.seen, self.first = log, moment, Counter[str](), 0.0
+        self.log, self.moment, self.seen = log, moment, Counter[str]()
+        self.first, self.processor = 0.0, 0.0
 
     def boundary(self, real: Any) -> Any:
         def boundary(session: Session, *, due: bool = False) -> None:
             assert session.checkpoints.folder is not None
             stage = session.checkpoints.folder.name
             self.seen[stage] += 1
-            self.first = self.first or time.time()
+            if not self.first:
+                self.first, self.processor = time.time(), time.process_time()
             moment = self.moment
             if moment is None:
                 real(session, due=due)
@@ -113,7 +116,9 @@ class Life:
 
     def write(self) -> None:
         """Not through `safe_io`, where the kill lies."""
-        self.log.write_text(json.dumps({"first": self.first, "boundaries": self.seen}), encoding="utf-8")
+        self.log.write_text(
+            json.dumps({"first": self.first, "processor": self.processor, "boundaries": self.seen}), encoding="utf-8"
+        )
 
 
 def main() -> None:

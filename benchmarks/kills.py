@@ -41,12 +41,14 @@ class Outcome:
     """What came of the kills.
 
     moments: all of them, in their order. wrong: what differs from the run that was left alone, by stage. restarts:
-    seconds from the start of a resume command to the first training step of its process.
+    seconds from the start of a resume command to the first training step of its process; processor: what of them the
+    process itself took.
     """
 
     moments: list[Moment] = field(default_factory=list)
     wrong: dict[str, list[str]] = field(default_factory=dict)
     restarts: list[float] = field(default_factory=list)
+    processor: list[float] = field(default_factory=list)
 
     @property
     def survived(self) -> int:
@@ -68,6 +70,7 @@ def killed_and_left_alone(folder: Path, *, kills: int, seed: int, overrides: tup
         told = live(killed, moment, *arguments)
         if arguments[0].startswith("resume=") and told["first"]:
             outcome.restarts.append(told["first"] - started)
+            outcome.processor.append(told["processor"])
         arguments = ("resume=run",)
     one, other = learned(whole), learned(killed)
     for stage in one.keys() | other.keys():
@@ -140,4 +143,5 @@ def figures(outcome: Outcome) -> list[tuple[str, str, float]]:
         ("kill -9: stages hit", "stages", float(len({moment.stage for moment in outcome.moments}))),
         ("kill -9: from the resume command to the first step, median", "s", statistics.median(outcome.restarts)),
         ("kill -9: from the resume command to the first step, longest", "s", max(outcome.restarts)),
+        ("kill -9: of it on the processor, median", "s", statistics.median(outcome.processor)),
     ]

@@ -73,7 +73,8 @@ Watch.metrics = metrics
 def test_a_sweep_that_is_killed_goes_on_by_the_same_command(tmp_path: Path) -> None:
     """One sweep is killed in a trial, a second one on the same study beside it: no trial is lost or had twice."""
     (tmp_path / "sitecustomize.py").write_text(KILL_SECOND_TRIAL, encoding="utf-8")
-    sweeps = [start(tmp_path, "hydra.sweeper.n_trials=6", path=tmp_path) for _ in range(2)]
+    six = ("hydra.sweeper.n_trials=6", "hydra.sweeper.pruner=none")
+    sweeps = [start(tmp_path, *six, path=tmp_path) for _ in range(2)]
     for sweep in sweeps:
         output, _ = sweep.communicate(timeout=WAIT)
         assert sweep.returncode == -signal.SIGKILL, output
@@ -83,7 +84,7 @@ def test_a_sweep_that_is_killed_goes_on_by_the_same_command(tmp_path: Path) -> N
     cut_off = [trial for trial in before if trial.state in (TrialState.RUNNING, TrialState.FAIL)]
     assert (len(finished), len(cut_off)) == (2, 2)
 
-    again = start(tmp_path, "hydra.sweeper.n_trials=6")
+    again = start(tmp_path, *six)
     output, _ = again.communicate(timeout=WAIT)
     assert again.returncode == 0, output
     for trial in cut_off:
