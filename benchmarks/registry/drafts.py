@@ -72,3 +72,4 @@ def copy(folder: Path, first: ModelMetadata, seed: int) -> None:
     (folder / ".claims" / f"v{version}").write_bytes(safe_io.checked_json(claim))
     os.link(folder / ".claims" / f"v{version}", folder / ".claims" / f"run-{metadata.run_id}")
     (folder / metadata_file(version)).write_bytes(metadata.to_json())
+    os.link(folder / metadata_file(version), folder / ".claims" / f"v{version}.json")
