@@ -15,7 +15,7 @@ from tests.registry.conftest import draft
 from tests.registry.faults import CHANGES, fail_at, kill_at, lose_replies, watched
 from trade_agent import safe_io
 from trade_agent.errors import RegistryError
-from trade_agent.registry import snapshot
+from trade_agent.registry import lifecycle, snapshot
 from trade_agent.registry.publish import TOMBSTONE
 from trade_agent.registry.verify import is_clean
 from trade_agent.training.model_registry import ModelRegistry, verify
@@ -87,6 +87,7 @@ def seen(registry):
 def places(bases, tmp_path, monkeypatch):
     """A function: operation -> (copy of its registry, what was seen before it, what is seen after it)."""
     monkeypatch.setattr(snapshot, "REFRESH_SECONDS", -1)  # every change writes registry.json
+    monkeypatch.setattr(lifecycle, "RUN_WAIT_SECONDS", 0.0)  # nobody else is at work who could be waited for
 
     def place(name):
         for copy in ("undisturbed", "disturbed"):
