@@ -10,7 +10,7 @@ import pytest
 from optuna.trial import TrialState
 
 from trade_agent.config.load import config_hash
-from trade_agent.errors import DataError, RegistryError, TradeAgentError, TrainingDivergedError
+from trade_agent.errors import ConfigError, DataError, RegistryError, TradeAgentError, TrainingDivergedError
 from trade_agent.registry.store import ModelRegistry
 from trade_agent.search.studies import JOB, create_study, open_storage
 from trade_agent.search.trial import StudyTrial, make_pruner
@@ -174,6 +174,16 @@ def test_a_run_folder_that_cannot_be_made_does_not_hide_the_error(load: Any, tmp
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(FileExistsError):
         UnifiedTrainingManager(load(tmp_path, "stage=cnn_lstm"), run_dir=tmp_path / "file", quiet=True).run()
+
+
+def test_a_store_that_cannot_be_written_is_named_before_training(load: Any, tmp_path: Path) -> None:
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models/preprocessors").write_text("in the way")
+    manager = UnifiedTrainingManager(load(tmp_path, "stage=cnn_lstm"), run_dir=tmp_path / "run", quiet=True)
+    with pytest.raises(ConfigError, match="models/preprocessors cannot be written") as caught:
+        manager.run()
+    assert caught.value.remedy
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
