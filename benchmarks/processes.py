@@ -1,6 +1,6 @@
 """Throughput of training in one process and in two, and how soon both are at work again when one was killed.
 
-    python -m benchmarks.processes [--repeats 3]
+    python -m benchmarks.processes [--repeats 3] [--only forecaster PPO SAC restart]
 
 One and two processes run by turns on the same work, each process on one thread. Prints one JSON line a figure.
 """
@@ -47,19 +47,21 @@ KILLED_AT = 100  # boundary of SAC
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--only", nargs="+", default=["forecaster", "PPO", "SAC", "restart"], help="what to measure")
     parser.add_argument("--worker", nargs=3, metavar=("WORK", "FOLDER", "KILL"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker:
         work, folder, kill = arguments.worker
         train(work, Path(folder), kill=kill == "kill")
         return
-    for work in WORKS:
+    for work in [work for work in WORKS if work.split(",")[0] in arguments.only]:
         pairs = [(throughput(work, 1), throughput(work, 2)) for _ in range(arguments.repeats)]
         one, two = (statistics.median(side) for side in zip(*pairs, strict=True))
         unit = "windows/s" if work.startswith("forecaster") else "env steps/s"
         line(f"{work}: one process, two", unit, one=round(one, 1), two=round(two, 1), speed_up=round(two / one, 3))
-    seconds = [restart_seconds() for _ in range(arguments.repeats)]
-    line("SAC: a worker is killed, the next step of both", "s", ours=round(statistics.median(seconds), 2))
+    if "restart" in arguments.only:
+        seconds = [restart_seconds() for _ in range(arguments.repeats)]
+        line("SAC: a worker is killed, the next step of both", "s", ours=round(statistics.median(seconds), 2))
 
 
 def throughput(work: str, processes: int) -> float:

@@ -36,6 +36,8 @@ write_config() {
 ClusterName=lab
 SlurmctldHost=$host(127.0.0.1)
 SlurmctldPort=$port
+# Ports of jobs go by their numbers: those of two such SLURMs, and of the daemons, must not meet.
+FirstJobId=$((port + 5000))
 SlurmUser=root
 SlurmdUser=root
 # A requeued job waits until its old credential has expired: 120 s if not said otherwise, 5 is the least.
