@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tests.cluster.hold import Hold
+
 SCRIPT = Path(__file__).with_name("slurm_lab.sh")
 ROOT = Path(__file__).resolve().parents[2]
 SYSTEM_PATH = f"{os.environ['PATH']}:/usr/sbin:/sbin"
@@ -67,14 +69,15 @@ class Lab:
         assert done.returncode == 0, f"{command}\n{done.stderr}"
         return done.stdout
 
-    def sweep(self, folder: Path, *overrides: str) -> subprocess.Popen[str]:
+    def sweep(self, folder: Path, *overrides: str, hold: Hold | None = None) -> subprocess.Popen[str]:
         """A sweep of the forecaster, on its way. Models are in `folder`/models, runs in `folder`/sweep/0, 1, ..."""
+        held = {"PYTHONPATH": f"{ROOT}:{hold.path}"} if hold else {}
         command = [sys.executable, "train.py", "-m", "hydra/launcher=slurm", "stage=cnn_lstm", "trainer=smoke"]
         command += [f"paths.models={folder / 'models'}", f"hydra.sweep.dir={folder / 'sweep'}", *overrides]
         return subprocess.Popen(
             command,
             cwd=ROOT,
-            env=self.environment,
+            env=self.environment | held,
             text=True,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,

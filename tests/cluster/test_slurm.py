@@ -1,7 +1,7 @@
 """Sweeps on a real SLURM: jobs that are cancelled, preempted, out of time or on a node that dies.
 
-A job that is to be disturbed is halted at its first checkpoint, so that it cannot be over before the disturbance. Its
-one or two tasks train one model, which must be the one that as many processes train without a SLURM.
+A job that is to be disturbed is halted in its midst, so that it cannot be over before the disturbance. Its one or two
+tasks train one model, which must be the one that as many processes train without a SLURM.
 """
 
 import contextlib
@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.cluster.hold import Hold
 from tests.cluster.lab import ROOT, Lab, Task, until
 from tests.wheel import install_wheel
 from trade_agent.search.studies import load_study
@@ -58,14 +59,14 @@ def undisturbed(processes: int) -> dict[int, str]:
         return weights(folder / "models")
 
 
-def halted(lab: Lab, run: Path, tasks: int) -> list[Task]:
-    """Halt the training of a job at its first checkpoint. Returns its tasks by rank."""
-    until(lambda: list(run.glob("checkpoints/cnn_lstm/*")), f"a checkpoint in {run}")
-    found = lab.tasks(run.parent)
+def halted(lab: Lab, folder: Path, tasks: int, hold: Hold) -> list[Task]:
+    """Halt the training of a job in its midst. Returns its tasks by rank."""
+    until(lambda: hold.reached(tasks), "the job to be at work")
+    found = lab.tasks(folder / "sweep")
     assert len(found) == tasks
     for task in found:
         os.kill(task.process, signal.SIGSTOP)
-    assert not (run / "result.json").exists()
+    hold.release()  # of no avail before it is told to go on
     return found
 
 
@@ -142,8 +143,9 @@ def test_a_job_of_which_one_task_is_killed_is_a_failed_trial(lab: Lab, tmp_path:
 
 @pytest.mark.parametrize(("tasks", "shape"), [(1, ALONE), (2, ON_ONE_NODE)])
 def test_a_preempted_job_goes_on_to_the_same_weights(lab: Lab, tmp_path: Path, tasks: int, shape: str) -> None:
-    sweep = lab.sweep(tmp_path, "seed=1", EVERY_STEP, "hydra.launcher.partition=low", shape)
-    halted(lab, tmp_path / "sweep/0", tasks)
+    hold = Hold(tmp_path)
+    sweep = lab.sweep(tmp_path, "seed=1", EVERY_STEP, "hydra.launcher.partition=low", shape, hold=hold)
+    halted(lab, tmp_path, tasks, hold)
     urgent = ["sbatch", "--parsable", "--partition=main", "--nodes=3", "--exclusive", "--output=/dev/null"]
     blocker = lab.call(*urgent, "--wrap", "sleep 3600").strip()
     until(lambda: only_job(lab)["JobState"] == "PENDING", "the job to be back in the queue")
@@ -154,8 +156,9 @@ def test_a_preempted_job_goes_on_to_the_same_weights(lab: Lab, tmp_path: Path, t
 @pytest.mark.parametrize(("tasks", "shape"), [(1, ALONE), (2, ON_TWO_NODES)])
 def test_a_job_out_of_time_goes_on_to_the_same_weights(lab: Lab, tmp_path: Path, tasks: int, shape: str) -> None:
     limits = ["hydra.launcher.timeout_min=2", "hydra.launcher.signal_delay_s=60"]
-    sweep = lab.sweep(tmp_path, "seed=1", EVERY_STEP, *limits, shape)
-    at_rest = halted(lab, tmp_path / "sweep/0", tasks)
+    hold = Hold(tmp_path)
+    sweep = lab.sweep(tmp_path, "seed=1", EVERY_STEP, *limits, shape, hold=hold)
+    at_rest = halted(lab, tmp_path, tasks, hold)
     until(lambda: all(told(task.process, signal.SIGUSR2) for task in at_rest), "SLURM to announce the end of the time")
     lab.call("scontrol", "update", f"JobId={only_job(lab)['JobId']}", "TimeLimit=60")
     go_on(at_rest)
@@ -180,8 +183,9 @@ def told(process: int, number: int) -> bool:
 def test_a_job_whose_node_dies_goes_on_elsewhere_to_the_same_weights(
     lab: Lab, tmp_path: Path, tasks: int, shape: str, rank: int
 ) -> None:
-    sweep = lab.sweep(tmp_path, "seed=1", EVERY_STEP, shape)
-    at_rest = halted(lab, tmp_path / "sweep/0", tasks)
+    hold = Hold(tmp_path)
+    sweep = lab.sweep(tmp_path, "seed=1", EVERY_STEP, shape, hold=hold)
+    at_rest = halted(lab, tmp_path, tasks, hold)
     lab.lose(at_rest[rank].node)
     go_on(at_rest)
     ends_as_if_undisturbed(sweep, lab, tmp_path, tasks)

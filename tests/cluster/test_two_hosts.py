@@ -1,7 +1,4 @@
-"""torchrun over two hosts whose cable is cut in the midst of training.
-
-Both processes wait at one step until the cable is cut, so that they cannot be over before.
-"""
+"""torchrun over two hosts whose cable is cut in the midst of training."""
 
 import json
 import os
@@ -12,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.cluster.hold import Hold
 from tests.cluster.hosts import ADDRESSES, PATH, Hosts
 from tests.cluster.lab import ROOT, until
 
@@ -20,23 +18,6 @@ OPTIONS = ("stage=cnn_lstm", "trainer=smoke", "trainer.cross_fit_folds=0", "trai
 TORCHRUN = ("-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1", "--max-restarts=3", "--rdzv-id=net")
 MEETING = ("--rdzv-backend=c10d", f"--rdzv-endpoint={ADDRESSES[0]}:29400")
 LOST = "another process of this run died or cannot be reached"
-WAIT_AT_A_STEP = """
-import os, pathlib, time
-from trade_agent.training.checkpoint import Session
-
-real, left, folder = Session.boundary, 20, pathlib.Path(os.environ["TEST_FOLDER"])
-
-def boundary(self, **named):
-    global left
-    left -= 1
-    real(self, **named)
-    if left == 0:
-        (folder / f"reached{os.environ['RANK']}").touch()
-        while not (folder / "cut").exists():
-            time.sleep(0.05)
-
-Session.boundary = boundary
-"""
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +30,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def environment(folder: Path) -> dict[str, str]:
-    own = {"PYTHONPATH": f"{ROOT}:{folder / 'hook'}", "OMP_NUM_THREADS": "1", "TEST_FOLDER": str(folder), "PATH": PATH}
+    own = {"PYTHONPATH": f"{ROOT}:{folder / 'hold'}", "OMP_NUM_THREADS": "1", "PATH": PATH}
     return os.environ | own | {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1", "GLOO_SOCKET_IFNAME": "eth0"}
 
 
@@ -58,10 +39,12 @@ def weights(folder: Path) -> str:
     return str(json.loads(path.read_text())["weights_sha256"])
 
 
-def train(hosts: Hosts, folder: Path) -> list[subprocess.Popen[bytes]]:
-    """One agent of torchrun on each host, both at work on a shared disk. Logs are in `folder`/log0 and log1."""
-    (folder / "hook").mkdir()
-    (folder / "hook/sitecustomize.py").write_text(WAIT_AT_A_STEP)
+def train_until_the_cut(hosts: Hosts, folder: Path) -> list[subprocess.Popen[bytes]]:
+    """One agent of torchrun on each host, both on a shared disk, with the cable cut in the midst of training.
+
+    Logs are in `folder`/log0 and log1.
+    """
+    hold = Hold(folder)
     agents = []
     for number, (host, address) in enumerate(zip(hosts.hosts, ADDRESSES, strict=True)):
         own = [f"--local-addr={address}", f"--rdzv-conf=is_host={number == 0},join_timeout=120,read_timeout=120"]
@@ -71,7 +54,9 @@ def train(hosts: Hosts, folder: Path) -> list[subprocess.Popen[bytes]]:
             agents.append(
                 subprocess.Popen(command, cwd=folder, env=environment(folder), stdout=log, stderr=subprocess.STDOUT)
             )
-    until(lambda: all((folder / f"reached{rank}").exists() for rank in range(2)), "both to train")
+    until(lambda: hold.reached(2), "both to train")
+    hosts.cut()
+    hold.release()
     return agents
 
 
@@ -88,9 +73,7 @@ def logs(folder: Path) -> str:
 
 
 def test_training_survives_a_cable_that_is_cut_and_comes_back(hosts: Hosts, tmp_path: Path, undisturbed: str) -> None:
-    agents = train(hosts, tmp_path)
-    hosts.cut()
-    (tmp_path / "cut").touch()
+    agents = train_until_the_cut(hosts, tmp_path)
     until(lambda: LOST in logs(tmp_path), "the cut to be noticed")
     hosts.heal()
     assert ended(agents) == [0, 0], logs(tmp_path)[-5000:]
@@ -102,9 +85,7 @@ def test_training_survives_a_cable_that_is_cut_and_comes_back(hosts: Hosts, tmp_
 def test_a_cable_that_stays_cut_ends_the_training_with_an_error_that_says_so(
     hosts: Hosts, tmp_path: Path, undisturbed: str
 ) -> None:
-    agents = train(hosts, tmp_path)
-    hosts.cut()
-    (tmp_path / "cut").touch()
+    agents = train_until_the_cut(hosts, tmp_path)
     assert 0 not in ended(agents), logs(tmp_path)[-5000:]
     (run,) = (tmp_path / "outputs/cnn_lstm").iterdir()
     error = json.loads((run / "error.json").read_text())
