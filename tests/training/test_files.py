@@ -19,7 +19,7 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[2]
 STAGES = ["cnn_lstm", "ppo", "sac", "td3", "hybrid_ppo", "hybrid_sac", "hybrid_td3", "ensemble"]
 TASKS = ["ppo", "sac", "td3"]
-READ_BY_PEOPLE = {".png", ".jsonl", ".v2", ".f4"}  # and what TensorBoard reads; no file of these becomes an object
+READ_BY_PEOPLE = {".png", ".jsonl", ".f4", ".md"}  # and what TensorBoard reads; no file of these becomes an object
 TASK = (
     "stage=rl", "env=gymnasium", "env.evaluation_episodes=1", "env.check_episodes=1", "trainer.validation_checks=1",
     "trainer.on_policy_env_steps=64", "trainer.off_policy_env_steps=64", "model.hidden_sizes=[8]", "model.num_envs=2",
