@@ -76,8 +76,9 @@ def worker_arguments(arguments: list[str]) -> list[str]:
 
     Raises ConfigError for a sweep: each worker would draw its own trials.
     """
-    if {"-m", "--multirun"} & set(arguments):
-        rest = " ".join(argument for argument in arguments if argument not in ("-m", "--multirun"))
+    sweeps = [argument for argument in arguments if asks_for_sweep(argument)]
+    if sweeps:
+        rest = " ".join(argument for argument in arguments if argument not in sweeps)
         size = os.environ["WORLD_SIZE"]
         raise ConfigError(
             "a sweep under torchrun would train every worker on trials of its own",
@@ -89,6 +90,12 @@ def worker_arguments(arguments: list[str]) -> list[str]:
     if run_id == "none" or any(argument.startswith("hydra.run.dir=") for argument in arguments):
         return []
     return [f"hydra.run.dir=${{paths.outputs}}/${{stage.name}}/torchrun-{run_id}"]  # the same one after a restart
+
+
+def asks_for_sweep(argument: str) -> bool:
+    """In any of the spellings that Hydra takes: `--multi` is short for `--multirun`."""
+    shortened = argument.startswith("--mu") and "--multirun".startswith(argument)
+    return argument == "-m" or shortened or argument.lower() == "hydra.mode=multirun"
 
 
 if __name__ == "__main__":

@@ -114,6 +114,15 @@ def test_log_and_file_hold_the_alert(config: AlertsConfig, tmp_path: Path, caplo
     assert [json.loads(line) for line in path.read_text().splitlines()] == [expected]
 
 
+def test_an_alert_that_cannot_be_written_ends_nothing(
+    config: AlertsConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "alerts.jsonl").mkdir()
+    alerts = Alerts(config, [AlertLines(tmp_path / "alerts.jsonl")], stage="sac", score=SCORE, wall_clock=lambda: 7.0)
+    alerts.consider(2000, {"loss": float("inf")}, now=0.0)
+    assert "does not take the alert of not_finite" in caplog.text
+
+
 def test_the_channels_are_those_of_the_config(config: AlertsConfig, tmp_path: Path) -> None:
     def kinds(**changes: Any) -> list[str] | None:
         alerts = open_alerts(dataclasses.replace(config, **changes), stage="sac", score=SCORE, folder=tmp_path)

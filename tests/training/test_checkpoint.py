@@ -21,6 +21,7 @@ from trade_agent.errors import CheckpointError, ConfigError, StoppedError, Train
 from trade_agent.registry.store import ModelRegistry
 from trade_agent.training import reinforcement
 from trade_agent.training.checkpoint import Checkpoints, Session, no_checkpoints
+from trade_agent.training.distributed import World
 from trade_agent.training.resume import locked, stored_config
 from trade_agent.training.signals import EXIT_CODES, StopFlag, stop_on_signals
 from trade_agent.training.stages import cnn_lstm, ensemble, hybrid, rl
@@ -163,6 +164,41 @@ def test_two_checkpoints_of_a_piece_are_kept_and_none_of_a_state_that_is_not_fin
     with pytest.raises(CheckpointError, match="belongs to other work"):
         other.restore()
     assert not no_checkpoints().session("The Loop", generator).restore()
+
+
+def test_a_checkpoint_that_not_all_processes_have_written_pushes_out_none_that_they_have(tmp_path: Path) -> None:
+    """The other process was killed twice before it wrote its second checkpoint: the first one is what both have."""
+
+    class FirstOfTwo(World):
+        def gathered(self, value: Any) -> list[Any]:
+            return [value, [1] if isinstance(value, list) else 1]
+
+        def any(self, *flags: bool) -> list[bool]:
+            return list(flags)
+
+        def agreed(self, value: Any) -> Any:
+            return value
+
+    generator, count = torch.Generator(), {"count": 0}
+
+    def session() -> Session:
+        checkpoints = Checkpoints(
+            tmp_path / "c", every_seconds=0.0, stop=StopFlag(""), world=FirstOfTwo(rank=0, size=2)
+        )
+        session = checkpoints.session("loop", generator)
+        session.keep("state", lambda: dict(count), count.update)
+        return session
+
+    first = session()
+    for number in (1, 2):
+        count["count"] = number
+        first.write()
+    for _ in range(3):
+        again = session()
+        assert again.restore()
+        assert count == {"count": 1}
+        count["count"] = 2
+        again.write()
 
 
 def test_a_checkpoint_of_another_device_is_passed_over_and_no_newer_one_removed_for_it(tmp_path: Path) -> None:

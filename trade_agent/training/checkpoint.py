@@ -156,9 +156,15 @@ class Session:
                 log.warning("%s was written by a training on %s: it is passed over", path, state["device"])
         self._number = max(self.checkpoints.world.gathered(max(numbers)))  # behind those that are passed over
         common = set.intersection(*map(set, self.checkpoints.world.gathered(list(found))))
-        if not common:
+        chosen = max(common, default=0)
+        if self.checkpoints.world.size > 1:
+            # One that a killed process did not write any more would count among those to keep, and push out the common.
+            for path, match in self._files():
+                if int(match["number"]) > chosen:
+                    path.unlink()
+        if not chosen:
             return False
-        path, state = found[max(common)]
+        path, state = found[chosen]
         if state.keys() != self._parts.keys() | {"rng", "finished", "device"}:
             raise CheckpointError(f"{path} belongs to other work", "start again in another run folder")
         for name, (_, put) in self._parts.items():

@@ -1,6 +1,7 @@
 """Metrics in files: one JSON line each, TensorBoard's event files, a text file for Prometheus."""
 
 import json
+import logging
 import re
 import socket
 import time
@@ -10,6 +11,8 @@ from typing import IO, Any
 
 from trade_agent import safe_io
 from trade_agent.registry.metadata import finite
+
+log = logging.getLogger(__name__)
 
 EVENTS = "events.out.tfevents."
 
@@ -52,9 +55,12 @@ class AlertLines:
         self._path = path  # made with the first alert: an empty file would look like one
 
     def send(self, alert: dict[str, Any]) -> None:
-        lines = JsonLines(self._path)
-        lines.add(alert)
-        lines.close()
+        try:
+            lines = JsonLines(self._path)
+            lines.add(alert)
+            lines.close()
+        except OSError as error:
+            log.warning(f"{self._path} does not take the alert of {alert['rule']}: {error}")
 
     def close(self) -> None:
         """Nothing is held."""
