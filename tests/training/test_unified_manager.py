@@ -161,13 +161,22 @@ def test_a_failure_keeps_what_is_finished_and_the_same_command_goes_on(
     assert registry.get("td3@latest").model_id == kept[1]
 
 
-def test_an_error_that_is_not_ours_is_described_too(load: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(unified_manager.cnn_lstm, "run", failing(MemoryError("no room")))
-    with pytest.raises(MemoryError):
+@pytest.mark.parametrize(
+    ("error", "raised", "remedy"),
+    [
+        (ZeroDivisionError("no room"), ZeroDivisionError, ""),
+        (MemoryError("no room"), TradeAgentError, "device.on_oom=cpu"),  # one line: what is full is no defect of ours
+    ],
+)
+def test_an_error_that_is_not_ours_is_described_too(
+    load: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, raised: type[Exception], remedy: str
+) -> None:
+    monkeypatch.setattr(unified_manager.cnn_lstm, "run", failing(error))
+    with pytest.raises(raised, match="no room"):
         UnifiedTrainingManager(load(tmp_path, "stage=cnn_lstm"), run_dir=tmp_path / "run", quiet=True).run()
-    error = read(tmp_path / "run/error.json")
-    assert (error["stage"], error["message"]) == ("cnn_lstm", "no room")
-    assert error["remedy"] == "lower model.batch_size or model.num_envs"
+    told = read(tmp_path / "run/error.json")
+    assert (told["stage"], told["error"], told["message"]) == ("cnn_lstm", type(error).__name__, "no room")
+    assert remedy in told["remedy"]
 
 
 def test_a_run_folder_that_cannot_be_made_does_not_hide_the_error(load: Any, tmp_path: Path) -> None:
