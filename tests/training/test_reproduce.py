@@ -7,10 +7,11 @@ import pytest
 from trade_agent import safe_io
 from trade_agent.config.load import content, from_content
 from trade_agent.errors import ConfigError, RegistryError
+from trade_agent.registry.metadata import Parent
 from trade_agent.registry.quarantine import import_model
 from trade_agent.registry.store import ModelRegistry
 from trade_agent.registry.verify import verify
-from trade_agent.training.reproduce import Comparison, reproduce
+from trade_agent.training.reproduce import Comparison, _config, reproduce
 
 
 @pytest.fixture
@@ -65,6 +66,14 @@ def test_parents_are_those_it_was_trained_on_whatever_their_names_mean_by_now(re
 
     monkeypatch.setattr(registry, "load", with_references)
     assert [row for row in reproduce(registry, "sac@1", quiet=True) if not row.equal] == []
+
+
+def test_members_keep_their_order_and_the_data_file_may_have_moved(registry, load, tmp_path):
+    parents = [Parent(role="member", id=name, version="1.0.0", metadata_sha256="", weights_sha256="") for name in "ba"]
+    stored = content(load(tmp_path, "stage=ensemble", "upstream.models=[hybrid@champion,hybrid@latest]"))
+    config = _config(stored, tmp_path, parents, tmp_path / "moved.csv")
+    assert config.upstream.models == ["b", "a"]
+    assert config.data.path == str(tmp_path / "moved.csv")
 
 
 def test_nan_equals_nan_and_nothing_else_does():

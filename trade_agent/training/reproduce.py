@@ -11,9 +11,9 @@ from typing import Any
 from trade_agent.config.load import from_content
 from trade_agent.config.schema import TrainingConfig
 from trade_agent.errors import RegistryError
-from trade_agent.registry.metadata import ModelMetadata, plain_hash
+from trade_agent.registry.metadata import ModelMetadata, Parent, plain_hash
 from trade_agent.registry.naming import file_names, metadata_file
-from trade_agent.registry.store import LineageLink, ModelRegistry
+from trade_agent.registry.store import ModelRegistry
 from trade_agent.training.plan import Plan, PlannedStage
 from trade_agent.training.unified_manager import UnifiedTrainingManager
 
@@ -55,7 +55,7 @@ def reproduce(
     with tempfile.TemporaryDirectory(prefix="reproduce-") as name:
         folder = Path(name)
         copy_ancestors(registry, model.model_id, folder / "models")
-        config = _config(stored.config, folder, registry.lineage(model.model_id)["up"], data)
+        config = _config(stored.config, folder, model.parents, data)
         manager = UnifiedTrainingManager(config, run_dir=folder / "run", quiet=quiet)
         dataset, plan = manager.prepare()
         if dataset.bars.fingerprint != model.data.fingerprint:
@@ -101,15 +101,15 @@ def copy_ancestors(registry: ModelRegistry, reference: str, root: Path) -> None:
             shutil.copyfile(source / name, target / name)
 
 
-def _config(content: dict[str, Any], folder: Path, up: Sequence[LineageLink], data: Path | None) -> TrainingConfig:
+def _config(content: dict[str, Any], folder: Path, parents: Sequence[Parent], data: Path | None) -> TrainingConfig:
     """The stored config, with the parents it names by their ids: an alias, or `@latest`, means others in time."""
     config = from_content(content)
     upstream, changes = config.upstream, dict[str, Any]()
     for name, role in (("cnn_lstm_model", "forecaster"), ("rl_model", "agent")):
         if getattr(upstream, name, None):
-            changes[name] = next((link.parent for link in up if link.role == role), getattr(upstream, name))
-    if getattr(upstream, "models", None):
-        changes["models"] = [link.parent for link in up if link.role == "member"]
+            changes[name] = next((parent.id for parent in parents if parent.role == role), getattr(upstream, name))
+    if getattr(upstream, "models", None):  # in their order, which decides about the weights
+        changes["models"] = [parent.id for parent in parents if parent.role == "member"]
     config = replace(config, upstream=replace(upstream, **changes))
     if data is not None:
         config = replace(config, data=replace(config.data, path=str(data.resolve())))
