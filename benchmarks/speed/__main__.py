@@ -11,7 +11,20 @@ import importlib
 
 import torch
 
-GROUPS = ("env", "rollout", "ppo", "leak", "sac", "td3", "replay", "forecaster", "frozen", "scaling", "start")
+GROUPS = (
+    "env",
+    "rollout",
+    "ppo",
+    "leak",
+    "sac",
+    "td3",
+    "replay",
+    "forecaster",
+    "frozen",
+    "scaling",
+    "start",
+    "synchronisations",
+)
 
 
 def main() -> None:

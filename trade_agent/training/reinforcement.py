@@ -271,9 +271,8 @@ def _due(index: int, rounds: int, checks: int) -> bool:
 def hand_on(metrics: dict[str, Tensor], env_steps: int, hooks: Hooks, processes: Processes) -> None:
     """Give the metrics, averaged over the processes, to the hook as numbers, then check them: who watches a run wants
     to see what ended it."""
-    if processes.size > 1:
-        metrics = dict(zip(metrics, processes.mean(torch.stack(list(metrics.values()))), strict=True))
-    values = {name: float(value) for name, value in metrics.items()}
+    together = processes.mean(torch.stack(list(metrics.values())))
+    values = dict(zip(metrics, together.tolist(), strict=True))  # one wait for the device, not one a metric
     hooks.metrics(env_steps, values)
     finite(values, env_steps)
 
