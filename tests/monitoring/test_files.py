@@ -4,7 +4,6 @@ import json
 import math
 from pathlib import Path
 
-import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from trade_agent.training.monitoring.files import MetricLines, PrometheusText, TensorBoardEvents
@@ -15,7 +14,7 @@ def test_metric_lines_are_strict_json_and_are_appended_to(tmp_path: Path) -> Non
     for step in (1, 2):
         lines = MetricLines(path, wall_clock=lambda: 5.0)
         lines.write(step, {"loss": math.nan if step == 1 else 0.5})
-        lines.close()
+        lines.close(finished=True)
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     assert rows == [{"time": 5.0, "step": 1, "loss": None}, {"time": 5.0, "step": 2, "loss": 0.5}]
 
@@ -24,7 +23,7 @@ def test_a_line_is_in_the_file_before_the_run_ends(tmp_path: Path) -> None:
     lines = MetricLines(tmp_path / "metrics.jsonl")
     lines.write(1, {"loss": 1.0})
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 1
-    lines.close()
+    lines.close(finished=True)
 
 
 def read_events(folder: Path, name: str) -> list[tuple[int, float]]:
@@ -38,7 +37,7 @@ def test_tensorboard_reads_the_events(tmp_path: Path) -> None:
     events.write(10, {"loss": 2.0, "validation/sharpe": -1.5})
     events.write(20, {"loss": 1.0})
     assert read_events(tmp_path, "loss") == [(10, 2.0), (20, 1.0)]  # before it is closed
-    events.close()
+    events.close(finished=True)
     assert read_events(tmp_path, "validation/sharpe") == [(10, -1.5)]
 
 
@@ -49,7 +48,7 @@ def test_a_run_that_goes_on_within_the_same_second_is_read_after_the_first_and_r
         events = TensorBoardEvents(tmp_path, wall_clock=lambda: 1e9)  # a clock that stands still
         for step in steps:
             events.write(step, {"loss": float(steps[0])})
-        events.close()
+        events.close(finished=True)
     assert len(list(tmp_path.iterdir())) == 3
     assert read_events(tmp_path, "loss") == [(10, 10.0), (20, 20.0), (30, 30.0), (40, 30.0), (50, 30.0)]
 
@@ -69,24 +68,5 @@ def test_prometheus_text_is_what_a_scraper_reads(tmp_path: Path) -> None:
         "# TYPE trade_agent_validation_sharpe gauge\n"
         'trade_agent_validation_sharpe{run="r1",stage="hybrid_sac"} -1.5\n'
     )
-    text.close()
+    text.close(finished=True)
     assert list(tmp_path.iterdir()) == []
-
-
-def test_mlflow_gets_every_metric(tmp_path: Path) -> None:
-    pytest.importorskip("mlflow", reason="needs the extra mlflow")
-    from mlflow.tracking import MlflowClient
-
-    from trade_agent.training.monitoring.mlflow import BATCH, MlflowRun
-
-    uri = f"sqlite:///{tmp_path}/mlflow.db"
-    run = MlflowRun(uri, run_id="r1", stage="sac")
-    for step in range(BATCH + 1):
-        run.write(step, {"loss": float(step), "validation/sharpe": 1.0})
-    run.close()
-    client = MlflowClient(tracking_uri=uri)
-    [found] = client.search_runs([client.get_experiment_by_name("trade_agent").experiment_id])
-    assert found.info.status == "FINISHED"
-    assert found.data.tags["stage"] == "sac"
-    history = client.get_metric_history(found.info.run_id, "loss")
-    assert sorted((metric.step, metric.value) for metric in history) == [(n, float(n)) for n in range(BATCH + 1)]

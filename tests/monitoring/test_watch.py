@@ -26,7 +26,7 @@ class Kept:
             raise OSError("no space left")
         self.rows.append((step, dict(values)))
 
-    def close(self) -> None:
+    def close(self, *, finished: bool) -> None:
         self.closed = True
 
 
@@ -87,7 +87,7 @@ def test_the_sinks_are_those_of_the_config(tmp_path: Path) -> None:
         config: MonitoringConfig = load_config(compose_config(overrides)).monitoring
         sinks = open_sinks(config, stage="sac", folder=tmp_path, run_id="r1")
         for sink in sinks:
-            sink.close()
+            sink.close(finished=True)
         return [type(sink).__name__ for sink in sinks]
 
     assert kinds() == ["MetricLines", "TensorBoardEvents"]
@@ -116,6 +116,17 @@ def test_monitoring_changes_no_identity_and_survives_a_snapshot(monkeypatch: pyt
         from_snapshot(stored)
 
 
+def test_a_place_that_cannot_be_opened_any_more_is_named_and_the_others_are_written(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").write_text("in the way", encoding="utf-8")
+    config = load_config(compose_config([f"monitoring.prometheus={tmp_path}/file/prometheus"])).monitoring
+    sinks = open_sinks(config, stage="sac", folder=tmp_path, run_id="r1")
+    assert [type(sink).__name__ for sink in sinks] == ["MetricLines", "TensorBoardEvents"]
+    assert "the metrics of sac go without one of their places" in caplog.text
+    assert f"{tmp_path}/file" in caplog.text
+
+
 def train(folder: Path, *overrides: str, trial: Any = None) -> Any:
     from trade_agent.training.unified_manager import UnifiedTrainingManager
 
@@ -130,6 +141,20 @@ def train(folder: Path, *overrides: str, trial: Any = None) -> Any:
         )
     )  # fmt: skip
     return UnifiedTrainingManager(config, run_dir=folder / "run", quiet=True, trial=trial).run()
+
+
+@pytest.mark.parametrize("options", [("stage=cnn_lstm",), ("stage=rl", "model=td3", "env=gymnasium")])
+def test_a_place_that_cannot_be_written_is_told_before_anything_is_trained(
+    tmp_path: Path, options: tuple[str, ...]
+) -> None:
+    from trade_agent.training.unified_manager import UnifiedTrainingManager
+
+    (tmp_path / "file").write_text("in the way", encoding="utf-8")
+    paths = (f"paths.models={tmp_path}/models", f"monitoring.prometheus={tmp_path}/file/prometheus")
+    config = load_config(compose_config([*options, *paths]))
+    with pytest.raises(ConfigError, match=r"^monitoring.prometheus: \S+ cannot be written \(.+\); name a folder"):
+        UnifiedTrainingManager(config, run_dir=tmp_path / "run", quiet=True).run()
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_training_leaves_its_metrics_and_an_alert(tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ from trade_agent.training.distributed import find_world
 from trade_agent.training.error_handler import TrainingErrorHandler
 from trade_agent.training.launch import as_worker, is_worker, launch
 from trade_agent.training.memory import is_out_of_memory
-from trade_agent.training.monitoring.open import watching
+from trade_agent.training.monitoring.open import require_monitoring, watching
 from trade_agent.training.monitoring.watch import Watch
 from trade_agent.training.plan import Plan, PlannedStage, build_plan, fit_to_parents, named_references
 from trade_agent.training.preprocessor_manager import PreprocessorManager
@@ -132,6 +132,8 @@ class UnifiedTrainingManager:
     def _train_on_task(self, env: schema.GymnasiumConfig, handler: TrainingErrorHandler) -> ReferenceResult:
         """A run on a gymnasium task, of which nothing is registered."""
         describe_task(env.id)
+        if self.world.main:
+            require_monitoring(self.config.monitoring)
         with self._lock():
             if self.world.main:
                 write_run(self.run_dir, self.config, environment=self.environment)
@@ -172,6 +174,8 @@ class UnifiedTrainingManager:
             require_parents(plan, self.config)
         for folder in (self.registry.root, self.preprocessors.root):
             check_writable(folder)
+        if self.world.main:
+            require_monitoring(self.config.monitoring)
         self.registry.signing.check(self.registry.root, writes=True)
         with self._lock():
             if self.world.main:

@@ -44,7 +44,7 @@ class MetricLines:
     def write(self, step: int, values: Mapping[str, float]) -> None:
         self._lines.add({"time": self._wall_clock(), "step": step, **values})
 
-    def close(self) -> None:
+    def close(self, *, finished: bool) -> None:
         self._lines.close()
 
 
@@ -96,7 +96,7 @@ class TensorBoardEvents:
         scalars = [self._summary.Value(tag=name, simple_value=value) for name, value in values.items()]
         self._add(step=step, summary=self._summary(value=scalars))
 
-    def close(self) -> None:
+    def close(self, *, finished: bool) -> None:
         self._writer.close()
 
     def _add(self, **fields: Any) -> None:
@@ -125,7 +125,7 @@ class PrometheusText:
             lines += [f"# TYPE {metric} gauge", f"{metric}{self._labels} {prometheus_number(value)}"]
         safe_io.write_bytes(self._path, ("\n".join(lines) + "\n").encode(), durable=False)
 
-    def close(self) -> None:
+    def close(self, *, finished: bool) -> None:
         self._path.unlink(missing_ok=True)
 
 

@@ -1,15 +1,36 @@
 """From the config to the watch of one stage."""
 
 import contextlib
-from collections.abc import Iterator
+import logging
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from trade_agent.config.schema import AlertsConfig, MonitoringConfig
+from trade_agent.errors import ConfigError
 from trade_agent.search.trial import StudyTrial
 from trade_agent.training.monitoring.alerts import Alerts, Channel, LogChannel
 from trade_agent.training.monitoring.files import AlertLines, MetricLines, PrometheusText, TensorBoardEvents
 from trade_agent.training.monitoring.watch import Sink, Watch
 from trade_agent.training.monitoring.webhook import WebhookChannel
+
+log = logging.getLogger(__name__)
+
+
+def require_monitoring(config: MonitoringConfig) -> None:
+    """Raise ConfigError when metrics could not go where the config wants them: better now than after training."""
+    if config.prometheus is not None:
+        try:
+            Path(config.prometheus).mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=config.prometheus):
+                pass
+        except OSError as error:
+            what = f"monitoring.prometheus: {config.prometheus} cannot be written ({error.strerror})"
+            raise ConfigError(what, "name a folder that can") from error
+    if config.mlflow is not None:
+        from trade_agent.training.monitoring.mlflow import require_mlflow  # an extra
+
+        require_mlflow(config.mlflow)
 
 
 @contextlib.contextmanager
@@ -26,24 +47,35 @@ def watching(
         alerts=open_alerts(config.alerts, stage=stage, score=f"validation/{score}", folder=folder),
         trial=trial,
     )
+    finished = False
     try:
         yield watch
+        finished = True
     finally:
-        watch.close()
+        watch.close(finished=finished)
 
 
 def open_sinks(config: MonitoringConfig, *, stage: str, folder: Path, run_id: str) -> list[Sink]:
-    sinks: list[Sink] = []
+    """What of the config can be opened. The rest is named in the log: no stage waits or ends for want of a sink."""
+    wanted: list[Callable[[], Sink]] = []
     if config.jsonl:
-        sinks.append(MetricLines(folder / "metrics.jsonl"))
+        wanted.append(lambda: MetricLines(folder / "metrics.jsonl"))
     if config.tensorboard:
-        sinks.append(TensorBoardEvents(folder / "tensorboard"))
+        wanted.append(lambda: TensorBoardEvents(folder / "tensorboard"))
     if config.prometheus is not None:
-        sinks.append(PrometheusText(Path(config.prometheus), run_id=run_id, stage=stage))
+        directory = Path(config.prometheus)
+        wanted.append(lambda: PrometheusText(directory, run_id=run_id, stage=stage))
     if config.mlflow is not None:
         from trade_agent.training.monitoring.mlflow import MlflowRun  # an extra
 
-        sinks.append(MlflowRun(config.mlflow, run_id=run_id, stage=stage))
+        uri = config.mlflow
+        wanted.append(lambda: MlflowRun(uri, run_id=run_id, stage=stage))
+    sinks: list[Sink] = []
+    for opened in wanted:
+        try:
+            sinks.append(opened())
+        except OSError as error:
+            log.warning(f"the metrics of {stage} go without one of their places: {error}")
     return sinks
 
 

@@ -17,7 +17,8 @@ class Sink(Protocol):
 
     def write(self, step: int, values: Mapping[str, float]) -> None: ...
 
-    def close(self) -> None: ...
+    def close(self, *, finished: bool) -> None:
+        """finished: whether the stage came to its end."""
 
 
 class Watch:
@@ -55,10 +56,10 @@ class Watch:
         if self.trial is not None:
             self.trial.report(metrics)
 
-    def close(self) -> None:
+    def close(self, *, finished: bool = True) -> None:
         for sink in self.sinks:
             try:
-                sink.close()
+                sink.close(finished=finished)
             except OSError as error:
                 log.warning(f"{type(sink).__name__} did not take its last metrics: {error}")
         if self.alerts is not None:
