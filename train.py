@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from trade_agent.config.load import default_command, load_config
 from trade_agent.config.store import register_schemas
 from trade_agent.console import exit_code_of, hydra_job
-from trade_agent.errors import ConfigError, TrialPrunedError
+from trade_agent.errors import ConfigError, StoppedError, TrialPrunedError
 from trade_agent.launchers import register_launchers
 from trade_agent.search.sweeper import register_sweeper
 
@@ -43,17 +43,25 @@ def run(cfg: DictConfig) -> dict[str, float] | None:
         except TrialPrunedError as pruned:
             print(pruned)
             return None
+        except StoppedError as stopped:
+            if trial is not None:
+                stopped.remedy = ""  # the sweep says how the search goes on, and this run with it
+            raise
 
 
 def trial_of(job: Any) -> Any:
     """The trial of the study that this job is."""
-    from trade_agent.search.trial import StudyTrial, job_name, make_pruner
+    from trade_agent.search.pruners import make_pruner
+    from trade_agent.search.trial import StudyTrial
 
     sweeper = job.sweeper
-    pruner = make_pruner(
-        sweeper.pruner, startup_trials=sweeper.pruner_startup_trials, warmup_checks=sweeper.pruner_warmup_checks
+    return StudyTrial(
+        sweeper.storage,
+        sweeper.study_name,
+        job.runtime.output_dir,
+        pruner=make_pruner(sweeper.pruner, startup_trials=sweeper.pruner_startup_trials),
+        warmup_checks=sweeper.pruner_warmup_checks,
     )
-    return StudyTrial(sweeper.storage, sweeper.study_name, job_name(job.sweep.dir, job.job.num), pruner=pruner)
 
 
 def main() -> None:

@@ -39,20 +39,35 @@ def study(folder: Path) -> optuna.Study:
     return load_study(f"journal:///{folder}/outputs/studies.journal", "cnn_lstm")
 
 
+def weights(folder: Path) -> dict[tuple[tuple[str, object], ...], str]:
+    """Digest of the weights of every registered forecaster, by the settings that the study chose for it."""
+    records = ModelRegistry(folder / "models").find("cnn_lstm", lambda record: True)
+    digests = {record.run_id: record.weights_sha256 for record in records}
+    found = {}
+    for trial in study(folder).trials:
+        run = json.loads((Path(trial.user_attrs["folder"]) / "run.json").read_text())["run_id"]
+        found[tuple(sorted(trial.params.items()))] = digests[f"{run}-cnn_lstm"]
+    return found
+
+
 @pytest.mark.slow
 @pytest.mark.distributed
 def test_two_sweeps_at_once_share_the_trials_of_one_new_study(tmp_path: Path) -> None:
-    sweeps = [start(tmp_path, "hydra.sweeper.n_trials=4") for _ in range(2)]
+    """Also where they keep their runs in different folders."""
+    same = ("hydra.sweeper.n_trials=4", "hydra.sweeper.storage=journal:///outputs/studies.journal")
+    sweeps = [start(tmp_path, *same, f"paths.outputs={outputs}") for outputs in ("outputs", "elsewhere")]
     for sweep in sweeps:
         output, _ = sweep.communicate(timeout=WAIT)
         assert sweep.returncode == 0, output
+        assert "a sweep that is gone" not in output
     trials = study(tmp_path).trials
     assert [trial.state for trial in trials] == [TrialState.COMPLETE] * 4
     assert [record.study for record in ModelRegistry(tmp_path / "models").list("cnn_lstm")] == ["cnn_lstm"] * 4
 
 
-# Runs in the sweep before the program: the process is killed in the middle of its second trial.
-KILL_SECOND_TRIAL = """
+# Runs in the sweep before the program: sends it a signal in the first epoch of the second trial that it trains. Every
+# epoch that is trained is written down.
+IN_SECOND_TRIAL = """
 import os, signal
 from trade_agent.training.monitoring.watch import Watch
 
@@ -61,44 +76,72 @@ real, epochs = Watch.metrics, []
 def metrics(self, step, values):
     real(self, step, values)
     epochs.append(step)
+    with open("epochs", "a") as file:
+        file.write(f"{step} ")
     if epochs.count(1) == 2:
-        os.kill(os.getpid(), signal.SIGKILL)
+        os.kill(os.getpid(), signal.SIGNAL)
 
 Watch.metrics = metrics
 """
 
 
+def signal_in_second_trial(folder: Path, name: str) -> None:
+    (folder / "sitecustomize.py").write_text(IN_SECOND_TRIAL.replace("SIGNAL", name), encoding="utf-8")
+
+
 @pytest.mark.slow
 @pytest.mark.distributed
-def test_a_sweep_that_is_killed_goes_on_by_the_same_command(tmp_path: Path) -> None:
-    """One sweep is killed in a trial, a second one on the same study beside it: no trial is lost or had twice."""
-    (tmp_path / "sitecustomize.py").write_text(KILL_SECOND_TRIAL, encoding="utf-8")
+def test_sweeps_that_are_killed_go_on_by_the_same_command(tmp_path: Path) -> None:
+    """Two sweeps on one study are killed in a trial: none is lost or had twice."""
+    signal_in_second_trial(tmp_path, "SIGKILL")
     six = ("hydra.sweeper.n_trials=6", "hydra.sweeper.pruner=none")
     sweeps = [start(tmp_path, *six, path=tmp_path) for _ in range(2)]
     for sweep in sweeps:
         output, _ = sweep.communicate(timeout=WAIT)
         assert sweep.returncode == -signal.SIGKILL, output
-    # The one that began later may have found the other one dead, and have taken its trial over.
     before = study(tmp_path).trials
     finished = {trial.number: trial.values for trial in before if trial.state == TrialState.COMPLETE}
-    cut_off = [trial for trial in before if trial.state in (TrialState.RUNNING, TrialState.FAIL)]
-    assert (len(finished), len(cut_off)) == (2, 2)
+    # The one that lived longer may have gone on with the trial of the other one.
+    cut_off = [trial.number for trial in before if trial.state == TrialState.RUNNING]
+    assert len(finished) == 2
+    assert len(cut_off) == len(before) - 2
 
     again = start(tmp_path, *six)
     output, _ = again.communicate(timeout=WAIT)
     assert again.returncode == 0, output
-    for trial in cut_off:
-        said = f"trial {trial.number} was left running by a sweep that is gone: failed, and tried again"
-        assert (said in output) == (trial.state == TrialState.RUNNING)
+    for number in cut_off:
+        assert f"trial {number} was left running by a sweep that is gone: it goes on" in output
     after = study(tmp_path).trials
-    complete = [trial for trial in after if trial.state == TrialState.COMPLETE]
-    assert len(complete) == 6
-    assert finished.items() <= {trial.number: trial.values for trial in complete}.items()
-    assert [trial.number for trial in after if trial.state == TrialState.FAIL] == [trial.number for trial in cut_off]
-    assert len(after) == 8  # nothing is left waiting or running
-    tried = [trial.params for trial in complete]
-    assert all(tried.count(trial.params) == 1 for trial in (*cut_off, *complete))
-    assert len(list((tmp_path / "models/cnn_lstm").glob("metadata_v*.json"))) == 6
+    assert [trial.state for trial in after] == [TrialState.COMPLETE] * 6
+    assert finished.items() <= {trial.number: trial.values for trial in after}.items()
+    assert [trial.params for trial in after[: len(before)]] == [trial.params for trial in before]
+    assert len(set(weights(tmp_path).values())) == 6
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+def test_a_search_that_is_stopped_goes_on_to_the_weights_of_one_that_was_not(tmp_path: Path) -> None:
+    stopped, undisturbed = tmp_path / "stopped", tmp_path / "undisturbed"
+    for folder in (stopped, undisturbed):
+        folder.mkdir()
+    two = ("hydra.sweeper.n_trials=2", "hydra.sweeper.sampler.seed=3")
+    signal_in_second_trial(stopped, "SIGTERM")
+    sweep = start(stopped, *two, path=stopped)
+    output, _ = sweep.communicate(timeout=WAIT)
+    assert sweep.returncode == 128 + signal.SIGTERM, output
+    assert "stopped by SIGTERM\n" in output
+    assert "go on with: python train.py -m search=cnn_lstm" in output
+    assert "resume=" not in output
+    assert [trial.state for trial in study(stopped).trials] == [TrialState.COMPLETE, TrialState.WAITING]
+
+    for folder in (stopped, undisturbed):
+        sweep = start(folder, *two, path=stopped if folder == stopped else ROOT)
+        output, _ = sweep.communicate(timeout=WAIT)
+        assert sweep.returncode == 0, output
+    assert (stopped / "epochs").read_text().split() == ["1", "2", "1", "2"]  # none was trained twice
+    assert len(weights(stopped)) == 2
+    assert weights(stopped) == weights(undisturbed)
+    assert study(stopped).trials[1].values == study(undisturbed).trials[1].values
 
 
 @pytest.mark.slow
@@ -109,13 +152,12 @@ def test_a_pruned_trial_registers_nothing_and_is_no_error(tmp_path: Path) -> Non
     )
     for _ in range(4):  # scores that no forecaster reaches
         trial = made.ask()
-        for check in (1, 2, 3):
-            trial.report(2.0, check)
+        trial.report(2.0, 1)
         made.tell(trial, 2.0)
     sweep = start(tmp_path, "hydra.sweeper.n_trials=5", "hydra.sweeper.pruner_warmup_checks=1")
     output, _ = sweep.communicate(timeout=WAIT)
     assert sweep.returncode == 0, output
-    assert "trial 4 was pruned at check 1" in output
+    assert "trial 4 was pruned at check 2, step 2, with skill_score" in output
     assert [trial.state for trial in study(tmp_path).trials] == [TrialState.COMPLETE] * 4 + [TrialState.PRUNED]
     assert not list((tmp_path / "models").glob("**/*.pth"))
     assert not list((tmp_path / "outputs").glob("**/error.json"))

@@ -1,8 +1,5 @@
-"""Studies, and what sweeps on one study agree on, against real storages."""
+"""Studies, and runs as their trials, against real storages."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import optuna
@@ -10,9 +7,10 @@ import pytest
 from optuna.trial import TrialState
 
 from trade_agent.errors import ConfigError, TrialPrunedError
-from trade_agent.search import studies
-from trade_agent.search.studies import Sweeps, abandon_dead, counted, create_study, load_study, open_storage
-from trade_agent.search.trial import StudyTrial, job_name, make_pruner
+from trade_agent.search.pruners import make_pruner
+from trade_agent.search.studies import create_study, load_study, open_storage
+from trade_agent.search.sweeps import FOLDER
+from trade_agent.search.trial import StudyTrial
 
 SHARPE = {"sharpe": "maximize"}
 SPACE = {"x": optuna.distributions.FloatDistribution(0.0, 1.0)}
@@ -57,96 +55,52 @@ def test_what_is_not_there_is_named(address: str, tmp_path: Path) -> None:
         open_storage("nonsense")
 
 
-def test_a_trial_of_a_killed_sweep_is_failed_and_tried_again(address: str, tmp_path: Path) -> None:
-    study, dead = make(address), Sweeps(tmp_path / "locks")
-    with Sweeps(tmp_path / "locks") as alive, Sweeps(tmp_path / "locks") as own:
-        for sweep in (dead, alive, own):
-            trial = study.ask(SPACE)
-            trial.set_user_attr(studies.SWEEP, sweep.own)
-        with own.asking():
-            assert abandon_dead(study, own) == [0]
-            assert abandon_dead(study, own) == []
-    states = [trial.state for trial in study.trials]
-    assert states == [TrialState.FAIL, TrialState.RUNNING, TrialState.RUNNING, TrialState.WAITING]
-    assert [trial.number for trial in counted(study)] == [1, 2]
-    again = study.ask(SPACE)
-    assert again.number == 3
-    assert again.params == study.trials[0].params
-
-
-@pytest.mark.distributed
-def test_the_lock_of_a_sweep_ends_with_its_process(tmp_path: Path) -> None:
-    code = "import sys, pathlib; from trade_agent.search.studies import Sweeps\n"
-    code += "with Sweeps(pathlib.Path(sys.argv[1])) as sweeps: print(sweeps.own, flush=True); sys.stdin.read()"
-    process = subprocess.Popen(
-        [sys.executable, "-c", code, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-        env=os.environ,
-    )  # fmt: skip
-    assert process.stdout is not None
-    other = process.stdout.readline().strip()
-    sweeps = Sweeps(tmp_path)
-    assert sweeps.alive(other)
-    process.kill()
-    process.wait()
-    assert (tmp_path / f"{other}.lock").is_file()
-    assert not sweeps.alive(other)
-    assert not (tmp_path / f"{other}.lock").exists()
-    process.stdout.close()
-    assert process.stdin is not None
-    process.stdin.close()
-
-
-def reporting(address: str, study: optuna.Study, pruner: str = "median", job: str = "sweep#0") -> StudyTrial:
-    trial = study.ask(SPACE)
-    trial.set_user_attr(studies.JOB, job)
-    return StudyTrial(address, "sac", job, pruner=make_pruner(pruner, startup_trials=1, warmup_checks=1))
-
-
-def with_reports(study: optuna.Study, values: list[float]) -> None:
-    trial = study.ask(SPACE)
-    for check, value in enumerate(values, start=1):
-        trial.report(value, check)
-    study.tell(trial, values[-1])
+def reporting(address: str, study: optuna.Study, folder: str, *, startup: int = 1, warmup: int = 0) -> StudyTrial:
+    study.ask(SPACE).set_user_attr(FOLDER, folder)
+    return StudyTrial(
+        address, "sac", folder, pruner=make_pruner("median", startup_trials=startup), warmup_checks=warmup
+    )
 
 
 def test_a_trial_below_the_median_ends_at_its_next_check(address: str) -> None:
     study = make(address)
-    with_reports(study, [1.0, 1.0, 1.0])
-    trial = reporting(address, study)
-    trial.report({"sharpe": 2.0, "turnover": 9.0})
-    trial.report({"sharpe": 2.0})
-    worse = reporting(address, study, job="sweep#1")
-    with pytest.raises(TrialPrunedError, match=r"trial 2 was pruned at check 1 with sharpe 0\.5"):
-        worse.report({"sharpe": 0.5})
-    never = reporting(address, study, pruner="none", job="sweep#2")
-    never.report({"sharpe": -9.0})
-    assert load_study(address, "sac").trials[1].intermediate_values == {1: 2.0, 2: 2.0}
+    first = study.ask(SPACE)
+    first.report(1.0, 512)
+    study.tell(first, 1.0)
+    trial = reporting(address, study, "/sweep/1")
+    trial.report(500, {"sharpe": -1.0})  # the other one had no check by then
+    trial.report(600, {"sharpe": 2.0, "turnover": 9.0})
+    worse = reporting(address, study, "/sweep/2", warmup=1)
+    worse.report(512, {"sharpe": 0.5})
+    with pytest.raises(TrialPrunedError, match=r"trial 2 was pruned at check 2, step 1024, with sharpe 0\.5"):
+        worse.report(1024, {"sharpe": 0.5})
+    assert load_study(address, "sac").trials[1].intermediate_values == {500: -1.0, 600: 2.0}
 
 
-def test_a_job_that_goes_on_counts_its_checks_on(address: str) -> None:
+def test_a_run_that_goes_on_reports_no_check_twice(address: str) -> None:
     study = make(address)
-    first = reporting(address, study)
-    first.report({"sharpe": 1.0})
-    again = StudyTrial(address, "sac", "sweep#0", pruner=make_pruner("none", startup_trials=0, warmup_checks=0))
-    again.report({"sharpe": 2.0})
-    assert load_study(address, "sac").trials[0].intermediate_values == {1: 1.0, 2: 2.0}
+    reporting(address, study, "/sweep/0").report(512, {"sharpe": 1.0})
+    again = StudyTrial(address, "sac", "/sweep/0", pruner=make_pruner("none", startup_trials=0))
+    again.report(512, {"sharpe": 3.0})
+    again.report(1024, {"sharpe": 2.0})
+    assert load_study(address, "sac").trials[0].intermediate_values == {512: 1.0, 1024: 2.0}
 
 
 def test_nothing_is_reported_where_optuna_cannot_prune(address: str) -> None:
     study = make(address, objectives={"sharpe": "maximize", "turnover": "minimize"})
-    reporting(address, study).report({"sharpe": -99.0, "turnover": 1.0})
+    reporting(address, study, "/sweep/0").report(1, {"sharpe": -99.0, "turnover": 1.0})
     assert load_study(address, "sac").trials[0].intermediate_values == {}
 
 
 def test_a_check_without_the_objective_is_not_reported(address: str) -> None:
-    reporting(address, make(address)).report({"growth": 1.0})
+    reporting(address, make(address), "/sweep/0").report(1, {"growth": 1.0})
     assert load_study(address, "sac").trials[0].intermediate_values == {}
 
 
 def test_a_job_that_no_sweep_asked_for_is_refused(address: str) -> None:
     make(address)
-    with pytest.raises(ConfigError, match="no running trial for sweep#7"):
-        StudyTrial(address, "sac", job_name("sweep", 7), pruner=make_pruner("none", startup_trials=0, warmup_checks=0))
+    with pytest.raises(ConfigError, match="no running trial in /sweep/7"):
+        StudyTrial(address, "sac", "/sweep/7", pruner=make_pruner("none", startup_trials=0))
 
 
 def test_pruned_and_failed_trials_are_tries_without_a_model(address: str) -> None:
@@ -154,4 +108,4 @@ def test_pruned_and_failed_trials_are_tries_without_a_model(address: str) -> Non
     for state in (TrialState.PRUNED, TrialState.FAIL):
         study.tell(study.ask(SPACE), state=state)
     study.tell(study.ask(SPACE), 1.0)
-    assert reporting(address, study).unregistered() == 2
+    assert reporting(address, study, "/sweep/3").unregistered() == 2

@@ -45,8 +45,11 @@ class Launcher:
         return returns
 
 
-def sweep(folder: Path, job: Job, *, arguments: Sequence[str] = (), **options: Any) -> tuple[optuna.Study, Launcher]:
+def sweep(
+    folder: Path, job: Job, *, arguments: Sequence[str] = (), sweep_dir: Path | None = None, **options: Any
+) -> tuple[optuna.Study, Launcher]:
     """One sweep on the study in `folder`, with random samples."""
+    sweep_dir = sweep_dir or folder / "sweep"
     settings: dict[str, Any] = {
         "storage": f"journal:///{folder}/studies.journal",
         "study_name": "sac",
@@ -57,6 +60,7 @@ def sweep(folder: Path, job: Job, *, arguments: Sequence[str] = (), **options: A
         "n_jobs": 1,
         "defaults_first": True,
         "max_failures_in_a_row": 3,
+        "max_restarts": 2,
         "pruner": "none",
         "pruner_startup_trials": 0,
         "pruner_warmup_checks": 0,
@@ -66,11 +70,11 @@ def sweep(folder: Path, job: Job, *, arguments: Sequence[str] = (), **options: A
     sweeper = StudySweeper(**(settings | options))
     launcher = Launcher(job)
     sweeper.sweeper.launcher = launcher  # type: ignore[assignment]
-    sweeper.sweeper.sweep_dir = str(folder / "sweep")
+    sweeper.sweeper.sweep_dir = str(sweep_dir)
     sweeper.sweeper.config = OmegaConf.create(
         {
             "paths": {"outputs": str(folder)},
-            "hydra": {"sweep": {"dir": str(folder / "sweep")}},
+            "hydra": {"sweep": {"dir": str(sweep_dir)}},
             "model": {"gamma": 0.97, "batch_size": 128},
         }
     )
@@ -143,17 +147,41 @@ def test_an_objective_that_the_stage_has_not_is_named(tmp_path: Path) -> None:
         sweep(tmp_path, gamma, objectives={"calmar": "maximize"})
 
 
-def test_an_interrupted_trial_is_tried_again(tmp_path: Path) -> None:
+def test_an_interrupted_trial_goes_on_in_its_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folders = []
+
     def interrupted(index: int, overrides: dict[str, str]) -> Any:
-        if index == 1:
+        folders.append((overrides["hydra.sweep.dir"], overrides["hydra.sweep.subdir"]))
+        if len(folders) == 2:
+            (tmp_path / "sweep/1").mkdir(parents=True)
             raise KeyboardInterrupt
         return gamma(index, overrides)
 
     with pytest.raises(KeyboardInterrupt):
         sweep(tmp_path, interrupted)
-    study, _ = sweep(tmp_path, gamma)
-    assert states(study) == ["COMPLETE", "FAIL", "COMPLETE", "COMPLETE", "COMPLETE"]
-    assert study.trials[2].params == study.trials[1].params
+    assert "go on with: python train.py" in capsys.readouterr().err
+    before = load_study(f"journal:///{tmp_path}/studies.journal", "sac").trials
+    assert [trial.state.name for trial in before] == ["COMPLETE", "WAITING"]
+    study, _ = sweep(tmp_path, interrupted, sweep_dir=tmp_path / "later")
+    assert states(study) == ["COMPLETE"] * 4
+    assert study.trials[1].params == before[1].params
+    own, later = f"'{tmp_path}/sweep'", f"'{tmp_path}/later'"
+    assert folders == [(own, "'0'"), (own, "'1'"), (own, "'1'"), (later, "'2'"), (later, "'3'")]
+
+
+def test_a_trial_whose_folder_is_gone_begins_again(tmp_path: Path) -> None:
+    folders = []
+
+    def interrupted(index: int, overrides: dict[str, str]) -> Any:
+        folders.append(overrides["hydra.sweep.dir"])
+        if len(folders) == 1:
+            raise KeyboardInterrupt
+        return gamma(index, overrides)
+
+    with pytest.raises(KeyboardInterrupt):
+        sweep(tmp_path, interrupted)
+    sweep(tmp_path, interrupted, sweep_dir=tmp_path / "later", n_trials=1)
+    assert folders == [f"'{tmp_path}/sweep'", f"'{tmp_path}/later'"]
 
 
 def test_several_objectives_give_a_front(tmp_path: Path) -> None:
@@ -209,6 +237,7 @@ def test_the_importance_is_that_of_what_decides(tmp_path: Path) -> None:
         ({"n_trials": 0}, "n_trials=0 is out of range"),
         ({"n_jobs": 0}, "n_jobs=0 is out of range"),
         ({"max_failures_in_a_row": 0}, "max_failures_in_a_row=0"),
+        ({"max_restarts": -1}, "max_restarts=-1"),
         ({"pruner_startup_trials": -1}, "pruner_startup_trials=-1"),
         ({"pruner_warmup_checks": -1}, "pruner_warmup_checks=-1"),
         ({"pruner": "best"}, "pruner=best"),

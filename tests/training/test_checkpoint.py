@@ -7,7 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from trade_agent.registry.store import ModelRegistry
 from trade_agent.training import reinforcement
 from trade_agent.training.checkpoint import Checkpoints, Session, no_checkpoints
 from trade_agent.training.distributed import World
+from trade_agent.training.monitoring.watch import Watch
 from trade_agent.training.resume import locked, stored_config
 from trade_agent.training.signals import EXIT_CODES, StopFlag, stop_on_signals
 from trade_agent.training.stages import cnn_lstm, ensemble, hybrid, rl
@@ -45,6 +46,19 @@ class StopAt(StopFlag):
         if self.left == 0:
             self.signal = signal.SIGTERM
         return self.left == 0
+
+
+class Checks(Watch):
+    """Remembers the validation checks of a run."""
+
+    prunes = True  # so that every stage makes them
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[tuple[int, Mapping[str, float]]] = []
+
+    def validated(self, step: int, metrics: Mapping[str, float]) -> None:
+        self.seen.append((step, metrics))
 
 
 def finish_in_pieces(run: Run, context: StageContext, folder: Path, boundaries: int) -> tuple[StageOutcome, int]:
@@ -119,10 +133,12 @@ def test_a_stage_that_is_stopped_again_and_again_ends_alike(trained: Any, tmp_pa
     make, boundaries = STAGES[name]
     run, config = make(trained)
     context = trained.context(tmp_path, config)
-    whole = run(context)
-    pieces, stops = finish_in_pieces(run, context, tmp_path / "checkpoints", boundaries)
+    watch, watch_of_pieces = Checks(), Checks()
+    whole = run(replace(context, watch=watch))
+    pieces, stops = finish_in_pieces(run, replace(context, watch=watch_of_pieces), tmp_path / "checkpoints", boundaries)
     assert stops > 1
     assert_equal(pieces, whole)
+    assert watch_of_pieces.seen == watch.seen  # no check is made twice
 
 
 def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(

@@ -12,8 +12,10 @@ from optuna.trial import TrialState
 from trade_agent.config.load import config_hash
 from trade_agent.errors import ConfigError, DataError, RegistryError, TradeAgentError, TrainingDivergedError
 from trade_agent.registry.store import ModelRegistry
-from trade_agent.search.studies import JOB, create_study, open_storage
-from trade_agent.search.trial import StudyTrial, make_pruner
+from trade_agent.search.pruners import make_pruner
+from trade_agent.search.studies import create_study, open_storage
+from trade_agent.search.sweeps import FOLDER
+from trade_agent.search.trial import StudyTrial
 from trade_agent.training import unified_manager
 from trade_agent.training.checkpoint import no_checkpoints
 from trade_agent.training.monitoring.watch import Watch
@@ -242,8 +244,8 @@ def test_trials_that_left_no_model_count_among_those_that_were_tried(trained: An
     )
     for state in (TrialState.PRUNED, TrialState.FAIL, TrialState.FAIL):
         study.tell(study.ask(), state=state)
-    study.ask().set_user_attr(JOB, "sweep#3")
-    pruner = make_pruner("none", startup_trials=0, warmup_checks=0)
+    study.ask().set_user_attr(FOLDER, "/sweep/3")
+    pruner = make_pruner("none", startup_trials=0)
 
     def num_trials(trial: StudyTrial | None) -> int:
         config = trained.settings("stage=rl", "model=sac")
@@ -251,4 +253,4 @@ def test_trials_that_left_no_model_count_among_those_that_were_tried(trained: An
         dataset, plan = manager.prepare()
         return manager._context(plan.target, plan, dataset, tmp_path, no_checkpoints(), Watch()).num_trials
 
-    assert num_trials(StudyTrial(address, "sac", "sweep#3", pruner=pruner)) == num_trials(None) + 3
+    assert num_trials(StudyTrial(address, "sac", "/sweep/3", pruner=pruner)) == num_trials(None) + 3

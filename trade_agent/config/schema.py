@@ -373,6 +373,7 @@ class SearchConfig:
     n_jobs: int = number(1, 10_000)
     defaults_first: bool = MISSING
     max_failures_in_a_row: int = number(1, 1_000_000)
+    max_restarts: int = number(0, 1_000_000)
     pruner: str = choice("median", "halving", "none")
     pruner_startup_trials: int = number(0, 1_000_000)
     pruner_warmup_checks: int = number(0, 1_000_000)

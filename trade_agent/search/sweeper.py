@@ -8,6 +8,9 @@ Imported whenever train.py starts, so what needs Optuna is imported only where a
 
 import logging
 import math
+import os
+import shlex
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -18,12 +21,15 @@ from hydra_plugins.hydra_optuna_sweeper.optuna_sweeper import OptunaSweeper
 from omegaconf import DictConfig, OmegaConf
 
 from trade_agent.config.check import check_value
+from trade_agent.config.quoting import quoted
 from trade_agent.config.schema import SearchConfig
 from trade_agent.errors import ConfigError
 
 if TYPE_CHECKING:
     from optuna import Study
     from optuna.trial import Trial
+
+    from trade_agent.search.sweeps import Sweeps
 
 log = logging.getLogger(__name__)
 VALIDATION = "validation"  # user attribute of a trial: all validation metrics of the kept state
@@ -50,6 +56,7 @@ class StudySweeper(OptunaSweeper):
         n_jobs: int,
         defaults_first: bool,
         max_failures_in_a_row: int,
+        max_restarts: int,
         pruner: str,
         pruner_startup_trials: int,
         pruner_warmup_checks: int,
@@ -67,40 +74,38 @@ class StudySweeper(OptunaSweeper):
             custom_search_space=None,
             params=params,
         )
-        from trade_agent.search.trial import make_pruner
+        from trade_agent.search.pruners import make_pruner
 
         self.storage, self.study_name, self.n_trials, self.n_jobs = storage, study_name, n_trials, n_jobs
         self.objectives, self.at_most, self.at_least = dict(objectives), dict(at_most), dict(at_least)
-        self.defaults_first, self.max_failures_in_a_row = defaults_first, max_failures_in_a_row
-        self.pruner = make_pruner(pruner, startup_trials=pruner_startup_trials, warmup_checks=pruner_warmup_checks)
+        self.defaults_first, self.max_restarts = defaults_first, max_restarts
+        self.max_failures_in_a_row = max_failures_in_a_row
+        self.pruner = make_pruner(pruner, startup_trials=pruner_startup_trials)
         self.failures_in_a_row = 0
 
     def sweep(self, arguments: list[str]) -> None:
         """Raises the error of the last trial after `max_failures_in_a_row` failed ones: the search itself is wrong."""
-        from trade_agent.search.studies import Sweeps, abandon_dead, create_study, locked, open_storage
+        from trade_agent.search.studies import create_study, open_storage
         from trade_agent.search.summary import best_lines, state_counts, write_summary
+        from trade_agent.search.sweeps import Sweeps
 
         config = self.sweeper.config
         assert config is not None
         space, fixed, fixed_overrides = self._space(arguments)
-        folder = Path(config.paths.outputs) / "searches"
-        with locked(folder / "creating.lock"):
-            storage = open_storage(self.storage)
-            study = create_study(
-                storage,
-                self.study_name,
-                objectives=self.objectives,
-                sampler=self.sweeper.sampler,
-                pruner=self.pruner,
-            )
-        with Sweeps(folder) as sweeps:
+        with Sweeps(self.storage, Path(config.paths.outputs)) as sweeps:
             with sweeps.asking():
-                for number in abandon_dead(study, sweeps):
-                    log.warning(f"trial {number} was left running by a sweep that is gone: failed, and tried again")
+                study = create_study(
+                    open_storage(self.storage),
+                    self.study_name,
+                    objectives=self.objectives,
+                    sampler=self.sweeper.sampler,
+                    pruner=self.pruner,
+                )
                 if self.defaults_first:
                     study.enqueue_trial(default_values(config, space), skip_if_exists=True)
             while trials := self._ask(study, sweeps):
-                overrides = self.sweeper._configure_trials(trials, space, fixed, fixed_overrides)
+                chosen = self.sweeper._configure_trials(trials, space, fixed, fixed_overrides)
+                overrides = [(*items, *in_folder(trial)) for items, trial in zip(chosen, trials, strict=True)]
                 self._launch(study, trials, overrides)
         folder = Path(config.hydra.sweep.dir) / "summary"
         summary = write_summary(study, folder)
@@ -120,28 +125,38 @@ class StudySweeper(OptunaSweeper):
         )
         return {name: values for name, values in space.items() if name not in fixed}, fixed, deletions
 
-    def _ask(self, study: "Study", sweeps: Any) -> "list[Trial]":
-        """The next trials, at most `n_jobs`; none when the study has had all of them."""
-        from trade_agent.search.studies import JOB, SWEEP, counted
-        from trade_agent.search.trial import job_name
+    def _ask(self, study: "Study", sweeps: "Sweeps") -> "list[Trial]":
+        """The next trials, at most `n_jobs`, each with a folder; none when the study has had all of them."""
+        from trade_agent.search.studies import counted
+        from trade_agent.search.sweeps import FOLDER, SWEEP, put_back_dead
 
         with sweeps.asking():  # between counting and asking nobody else may ask
+            for line in put_back_dead(study, sweeps, max_restarts=self.max_restarts):
+                log.warning(line)
             left = self.n_trials - len(counted(study))
             trials = [study.ask() for _ in range(min(left, self.n_jobs))]
-            for index, trial in enumerate(trials):
+            for trial in trials:
                 trial.set_user_attr(SWEEP, sweeps.own)
-                trial.set_user_attr(JOB, job_name(self.sweeper.sweep_dir, self.sweeper.job_idx + index))
+                if not os.path.isdir(trial.user_attrs.get(FOLDER, "")):  # one that begins
+                    folder = os.path.join(self.sweeper.sweep_dir, str(trial.number))
+                    trial.set_user_attr(FOLDER, os.path.abspath(folder))
         return trials
 
     def _launch(self, study: "Study", trials: "list[Trial]", overrides: Sequence[Sequence[str]]) -> None:
-        from trade_agent.search.studies import abandon
+        from trade_agent.search.sweeps import put_back
 
         assert self.sweeper.launcher is not None
         try:
             returns = self.sweeper.launcher.launch(overrides, initial_job_idx=self.sweeper.job_idx)
-        except BaseException:  # interrupted, or the launcher itself failed: what was asked for is tried again later
+        except BaseException as error:  # stopped, or the launcher itself failed
             for trial in trials:
-                abandon(study, study.get_trials(deepcopy=False)[trial.number])
+                put_back(study, trial)
+            if not isinstance(error, Exception):
+                command = shlex.join(["python", "train.py", *sys.argv[1:]])
+                # Printed: of the loggers one that was stopped in a job has left only those of the job.
+                print(
+                    f"the search, and the trial under way from its checkpoint, go on with: {command}", file=sys.stderr
+                )
             raise
         self.sweeper.job_idx += len(returns)
         for trial, returned in zip(trials, returns, strict=True):
@@ -167,6 +182,14 @@ class StudySweeper(OptunaSweeper):
             log.warning(f"trial {trial.number} failed: {error}")
             if self.failures_in_a_row >= self.max_failures_in_a_row:
                 raise
+
+
+def in_folder(trial: "Trial") -> tuple[str, str]:
+    """What lets Hydra run a trial in its folder."""
+    from trade_agent.search.sweeps import FOLDER
+
+    parent, name = os.path.split(trial.user_attrs[FOLDER])
+    return f"hydra.sweep.dir={quoted(parent)}", f"hydra.sweep.subdir={quoted(name)}"
 
 
 def check_options(objectives: Mapping[str, str], options: Mapping[str, Any]) -> None:

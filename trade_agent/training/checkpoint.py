@@ -107,6 +107,7 @@ class Session:
         self.checkpoints, self.piece, self.generator = checkpoints, piece, generator
         self.finished = False
         self._parts: dict[str, tuple[Callable[[], Any], Callable[[Any], None]]] = {}
+        self._first: Callable[[], None] | None = None
         self._number = 0
         self._last_write = time.monotonic()
 
@@ -129,6 +130,10 @@ class Session:
     def keep(self, name: str, get: Callable[[], Any], put: Callable[[Any], None]) -> None:
         """Make something part of every checkpoint: `get` returns tensors and plain values, `put` takes them back."""
         self._parts[name] = (get, put)
+
+    def begin_with(self, first: Callable[[], None]) -> None:
+        """What comes before the first step, where `restore` finds no checkpoint."""
+        self._first = first
 
     def restore(self) -> bool:
         """Take up the newest checkpoint that is whole; False where there is none.
@@ -163,6 +168,8 @@ class Session:
                 if int(match["number"]) > chosen:
                     path.unlink()
         if not chosen:
+            if self._first is not None:
+                self._first()
             return False
         path, state = found[chosen]
         if state.keys() != self._parts.keys() | {"rng", "finished", "device"}:

@@ -54,7 +54,7 @@ class Watch:
         if self.sinks or self.alerts:
             self._write(step, {f"validation/{name}": value for name, value in metrics.items()})
         if self.trial is not None:
-            self.trial.report(metrics)
+            self.trial.report(step, metrics)
 
     def close(self, *, finished: bool = True) -> None:
         for sink in self.sinks:

@@ -121,8 +121,8 @@ def train_gate(
     session.keep("best", best.state_dict, best.load_state_dict)
     session.keep("history", lambda: pack_history(history), lambda state: history.update(unpack_history(state)))
     session.keep("loop", lambda: dict(done), done.update)
-    if not session.restore():
-        check(0)
+    session.begin_with(lambda: check(0))
+    session.restore()
     for group in optimizer.param_groups:
         group["lr"] = model.gate_learning_rate * session.rate_factor
     epochs, checks = context.trainer.gate_epochs, context.trainer.validation_checks

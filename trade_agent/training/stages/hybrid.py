@@ -205,7 +205,7 @@ def run(
     session.keep("forecaster", learner.state_dict, learner.load_state_dict)
     for group in learner.optimizer.param_groups:
         group["lr"] *= session.rate_factor
-    check(0)
+    session.begin_with(lambda: check(0))
     env_steps, history = train_agent(
         context,
         trained,
