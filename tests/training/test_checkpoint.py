@@ -5,6 +5,7 @@ import math
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -160,6 +161,51 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
     outcome = run(replace(context, checkpoints=Checkpoints(folder, every_seconds=math.inf, stop=StopFlag(""))))
     assert_equal(outcome, whole)
     assert f"{newer} is damaged, the one before is taken" in caplog.text
+
+
+def counted(folder: Path) -> tuple[Session, dict[str, int]]:
+    """A session whose state is one number."""
+    checkpoints = Checkpoints(folder, every_seconds=0.0, stop=StopFlag(""))
+    session, state = checkpoints.session("loop", torch.Generator()), {"count": 0}
+    session.keep("state", lambda: dict(state), state.update)
+    return session, state
+
+
+def test_a_checkpoint_that_cannot_be_read_is_passed_over_for_the_one_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A socket, of which the system reads nothing, stands where the newest was: no permission stops the superuser."""
+    session, state = counted(tmp_path)
+    for count in (1, 2):
+        state["count"] = count
+        session.write()
+    newest = sorted(tmp_path.glob("*.pth"))[-1]
+    newest.unlink()
+    (tmp_path / "stage.json").unlink()
+    monkeypatch.chdir(tmp_path)  # the address of a socket must be short
+    with socket.socket(socket.AF_UNIX) as one, socket.socket(socket.AF_UNIX) as other:
+        one.bind(newest.name)
+        other.bind("stage.json")
+        again, found = counted(tmp_path)
+        assert again.restore()
+    assert found == {"count": 1}
+    assert "stage.json is passed over" in caplog.text
+    assert f"the checkpoint before is taken: cannot read {newest}" in caplog.text
+
+
+def test_of_the_checkpoints_that_are_kept_only_the_newest_is_read(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    session, state = counted(tmp_path)
+    for count in (1, 2):
+        state["count"] = count
+        session.write()
+    older, _ = sorted(tmp_path.glob("*.pth"))
+    older.write_bytes(b"damaged")
+    again, found = counted(tmp_path)
+    assert again.restore()
+    assert found == {"count": 2}
+    assert caplog.messages == []
 
 
 def test_two_checkpoints_of_a_piece_are_kept_and_none_of_a_state_that_is_not_finite(tmp_path: Path) -> None:

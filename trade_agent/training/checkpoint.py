@@ -143,42 +143,48 @@ class Session:
         if self.checkpoints.folder is not None:
             for left_over in self.checkpoints.folder.glob(f".{self._prefix}-*"):  # of a process killed while it wrote
                 left_over.unlink()
-        found: dict[int, tuple[Path, dict[Any, Any]]] = {}
-        numbers = [0]
-        for path, match in self._files():
-            numbers.append(int(match["number"]))
-            try:
-                data = safe_io.read_bytes(path)
-                if not safe_io.sha256_bytes(data).startswith(match["sha"]):
-                    raise UnsafeFileError("its checksum does not fit")
-                state = safe_io.load_tensors(data, name=str(path))
-            except UnsafeFileError as error:
-                log.warning("%s is damaged, the one before is taken: %s", path, error)
-                continue
-            if state.get("device", self._device) == self._device:
-                found[numbers[-1]] = path, state
-            else:  # its random numbers have no meaning here
-                log.warning("%s was written by a training on %s: it is passed over", path, state["device"])
-        self._number = max(self.checkpoints.world.gathered(max(numbers)))  # behind those that are passed over
-        common = set.intersection(*map(set, self.checkpoints.world.gathered(list(found))))
-        chosen = max(common, default=0)
-        if self.checkpoints.world.size > 1:
+        world, files = self.checkpoints.world, {int(match["number"]): path for path, match in self._files()}
+        numbers = [set(each) for each in world.gathered(list(files))]
+        self._number = max(set.union(*numbers), default=0)  # behind those that are passed over
+        for number in sorted(set.intersection(*numbers), reverse=True):
+            state = self._read(files[number])
+            if all(world.gathered(state is not None)):  # all parts are whole
+                break
+        else:
+            number, state = 0, None
+        if world.size > 1:
             # One that a killed process did not write any more would count among those to keep, and push out the common.
-            for path, match in self._files():
-                if int(match["number"]) > chosen:
-                    path.unlink()
-        if not chosen:
+            for later in files.keys() - set(range(number + 1)):
+                files[later].unlink()
+        if state is None:
             if self._first is not None:
                 self._first()
             return False
-        path, state = found[chosen]
         if state.keys() != self._parts.keys() | {"rng", "finished", "device"}:
-            raise CheckpointError(f"{path} belongs to other work", "start again in another run folder")
+            raise CheckpointError(f"{files[number]} belongs to other work", "start again in another run folder")
         for name, (_, put) in self._parts.items():
             put(state[name])
         put_rng(state["rng"], self.generator)
         self.finished = bool(state["finished"])
         return True
+
+    def _read(self, path: Path) -> dict[Any, Any] | None:
+        """What one file holds; None, told in the log, where it is damaged, unreadable or of another kind of device."""
+        try:
+            data = safe_io.read_bytes(path)
+            if not safe_io.sha256_bytes(data).startswith(path.stem[-16:]):
+                raise UnsafeFileError("its checksum does not fit")
+            state = safe_io.load_tensors(data, name=str(path))
+        except UnsafeFileError as error:
+            log.warning("%s is damaged, the one before is taken: %s", path, error)
+            return None
+        except RegistryError as error:
+            log.warning("the checkpoint before is taken: %s", error.message)
+            return None
+        if state.get("device", self._device) != self._device:  # its random numbers have no meaning here
+            log.warning("%s was written by a training on %s: it is passed over", path, state["device"])
+            return None
+        return state
 
     def boundary(self, *, due: bool = False) -> None:
         """Between two steps: write a checkpoint where one is due, stop where that was asked for.
