@@ -70,7 +70,7 @@ class SignalAgent:
             model=self.model,
             rows=range(max(rows.start, context.dataset.first_row), rows.stop),
             observe=self.observe,
-            learn=Learner(self.agent, self.observe),
+            learner=Learner(self.agent, self.observe),
             check=check,
             on_policy_env_steps=env_steps,
             off_policy_env_steps=env_steps,

@@ -1,7 +1,8 @@
 """The training loops at the size of the examples, one callable each: collecting, updates, and nothing beside them."""
 
 from collections.abc import Callable
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,11 +16,11 @@ from trade_agent.agents.replay import ReplayBuffer
 from trade_agent.envs.batched import TrainingMarket
 from trade_agent.envs.rules import MarketRules
 from trade_agent.envs.series import MarketSeries
-from trade_agent.training.checkpoint import no_checkpoints
+from trade_agent.training.checkpoint import Checkpoints, no_checkpoints
 from trade_agent.training.distributed import World
 from trade_agent.training.learner import Learner
 from trade_agent.training.models import Forecaster
-from trade_agent.training.reinforcement import Hooks, train_off_policy, train_on_policy
+from trade_agent.training.reinforcement import Hooks, Learn, train_off_policy, train_on_policy
 from trade_agent.training.stages.hybrid import JointLearner
 from trade_agent.training.supervised import FitSettings, Targets, fit_forecaster, samples
 
@@ -28,40 +29,54 @@ NUM_BARS, NUM_ENVS, BATCH, FEATURES = 2_000, 16, 128, 8
 ROLLOUT_STEPS = 64
 
 
+class AgentLoop(NamedTuple):
+    """What ``run`` trains is what ``learner`` holds."""
+
+    run: Callable[[], object]
+    learner: Learner
+
+
 def agent_loop(
-    algorithm: str, *, joint: bool, updates: int, device: torch.device, settings: dict[str, Any] | None = None
-) -> Callable[[], object]:
+    algorithm: str,
+    *,
+    joint: bool,
+    updates: int,
+    device: torch.device,
+    settings: dict[str, Any] | None = None,
+    wrap: Callable[[Learner], Learn] = lambda learner: learner,
+    checkpoints: Checkpoints | None = None,
+) -> AgentLoop:
     """Training of an agent, on a table of features or (``joint``) together with its forecaster, for so many updates.
 
-    settings: of the agent, beside its defaults.
+    settings: of the agent, beside its defaults. wrap: what takes the place of the learner.
     """
     torch.manual_seed(0)
-    market, inputs = make_market(device), torch.randn(NUM_BARS, 1, FEATURES, device=device)
+    generator = torch.Generator(device).manual_seed(1)
+    market, inputs = make_market(generator), torch.randn(NUM_BARS, 1, FEATURES, device=device)
     forecaster = network(FEATURES).to(device).eval()
     width = FEATURES + joint * forecaster.feature_dim + market.private_dim
     agent = AGENT_BUILDERS[algorithm](observation_dim=width, action_dim=1, device=device, **(settings or {}))
     learner = _joint_learner(agent, forecaster, inputs) if joint else Learner(agent, _observe(inputs))
-    generator = torch.Generator(device).manual_seed(1)
     every: dict[str, Any] = {
         "env": market,
         "observe": learner.observe,
-        "learn": learner,
+        "learn": wrap(learner),
         "learning_rate_schedule": "linear",
         "batch_size": BATCH,
         "validation_checks": 1,
         "generator": generator,
         "hooks": Hooks(check=lambda _: None, advance=lambda _: None, metrics=lambda *_: None),
-        "session": no_checkpoints().session("speed", generator),
+        "session": (checkpoints or no_checkpoints()).session("speed", generator),
     }
     if isinstance(agent, PPO):
         rollout = ROLLOUT_STEPS * NUM_ENVS
         rounds = updates * BATCH // rollout
-        return lambda: train_on_policy(
-            agent, total_env_steps=rounds * rollout, rollout_steps=ROLLOUT_STEPS, epochs=1, **every
-        )
+        run = partial(train_on_policy, total_env_steps=rounds * rollout, rollout_steps=ROLLOUT_STEPS, epochs=1)
+        return AgentLoop(partial(run, agent, **every), learner)
     replay = ReplayBuffer(capacity=10_000, private_dim=market.private_dim, action_dim=1, device=device)
     warmup, per_update = 4 * NUM_ENVS, 4
-    return lambda: train_off_policy(
+    run = partial(
+        train_off_policy,
         agent,
         replay=replay,
         total_env_steps=warmup + per_update * updates,
@@ -71,6 +86,7 @@ def agent_loop(
         env_steps_per_update=per_update,
         **every,
     )
+    return AgentLoop(run, learner)
 
 
 def forecaster_loop(*, updates: int, device: torch.device) -> Callable[[], object]:
@@ -95,8 +111,8 @@ def forecaster_loop(*, updates: int, device: torch.device) -> Callable[[], objec
     )
 
 
-def make_market(device: torch.device) -> TrainingMarket:
-    walk = random_walk(NUM_BARS)
+def make_market(generator: torch.Generator) -> TrainingMarket:
+    walk, device = random_walk(NUM_BARS), generator.device
     return TrainingMarket(
         series=MarketSeries(*(values.to(device) for values in (walk.open, walk.close, walk.tradable))),
         rules=MarketRules(),
@@ -104,7 +120,7 @@ def make_market(device: torch.device) -> TrainingMarket:
         num_envs=NUM_ENVS,
         episode_bars=64,
         reward_scale=100.0,
-        generator=torch.Generator(device).manual_seed(0),
+        generator=generator,
     )
 
 

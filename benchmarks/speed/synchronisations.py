@@ -125,7 +125,7 @@ def measure(repeats: int) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     for algorithm in ALGORITHMS:
         for joint in (False, True):
-            found = on_a_gpu(waits(agent_loop(algorithm, joint=joint, updates=UPDATES, device=device)))
+            found = on_a_gpu(waits(agent_loop(algorithm, joint=joint, updates=UPDATES, device=device).run))
             own, looks = sum(in_the_loop(found).values()), sum(found.values())
             name = f"{algorithm}, jointly with its forecaster" if joint else algorithm
             _line(name, own, f"and {looks - own} to look at the metrics")

@@ -78,7 +78,7 @@ def encoded_as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_no_agent_waits_for_the_device(algorithm: str, settings: dict[str, Any]) -> None:
-    found = waits(agent_loop(algorithm, joint=False, updates=16, device=CPU, settings=settings))
+    found = waits(agent_loop(algorithm, joint=False, updates=16, device=CPU, settings=settings).run)
     assert not in_the_loop(found)
     assert sum(found.values()) in (1, 2)  # one look at the metrics, a round of PPO
 
@@ -86,7 +86,7 @@ def test_no_agent_waits_for_the_device(algorithm: str, settings: dict[str, Any])
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_nor_does_training_with_its_forecaster(algorithm: str, monkeypatch: pytest.MonkeyPatch) -> None:
     encoded_as_on_a_gpu(monkeypatch)
-    assert not in_the_loop(waits(agent_loop(algorithm, joint=True, updates=16, device=CPU)))
+    assert not in_the_loop(waits(agent_loop(algorithm, joint=True, updates=16, device=CPU).run))
 
 
 def test_the_forecaster_waits_once_an_epoch_and_not_in_its_minibatches() -> None:
@@ -100,7 +100,7 @@ def test_the_forecaster_waits_once_an_epoch_and_not_in_its_minibatches() -> None
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_cuda_sees_no_wait_either(algorithm: str, joint: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reinforcement, "hand_on", lambda *_: None)
-    loop = agent_loop(algorithm, joint=joint, updates=16, device=torch.device("cuda"))
+    loop = agent_loop(algorithm, joint=joint, updates=16, device=torch.device("cuda")).run
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
     try:

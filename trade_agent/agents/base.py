@@ -26,11 +26,13 @@ class Action(NamedTuple):
 class Agent(Protocol):
     """An agent is an nn.Module: ``state_dict`` covers networks, targets and log-alpha.
 
-    ``update`` does one gradient step on its own optimizer: ``prepare``, ``backward``, ``step``. ``prepare`` adds to a
-    minibatch what is drawn for it or taken over all of it, and needs no observation; from there on its rows can be
-    taken in parts. ``backward`` adds the gradient of ``share`` of the losses, plus ``extra_loss``, to those that are
-    there, and returns that share of each metric: shares of the number of rows add up to the whole. ``step`` clips,
-    steps, updates the targets softly, and completes the metrics.
+    ``update`` does one gradient step on its own optimizer: ``prepare``, ``backward``, ``step``, ``count``. ``prepare``
+    adds to a minibatch what is drawn for it or taken over all of it, and needs no observation; from there on its rows
+    can be taken in parts. ``backward`` adds the gradient of ``share`` of the losses, plus ``extra_loss``, to those that
+    are there, and returns that share of each metric: shares of the number of rows add up to the whole. ``step`` clips,
+    steps, updates the targets softly, and completes the metrics. Up to there only tensors change, in place, and updates
+    with the same ``turn`` run the same operations: they can be captured in a CUDA graph. What Python keeps of an update
+    that was made is for ``count``.
 
     Gradients that run into ``batch["observation"]`` are left in the leaves behind it (an encoder), whose optimizer
     belongs to the caller. Nothing in ``act`` and ``update`` waits for the device: metrics are detached 0-d tensors, and
@@ -57,6 +59,11 @@ class Agent(Protocol):
     ) -> dict[str, Tensor]: ...
 
     def step(self, metrics: dict[str, Tensor]) -> dict[str, Tensor]: ...
+
+    @property
+    def turn(self) -> bool: ...
+
+    def count(self) -> None: ...
 
     def update(self, batch: TensorDict) -> dict[str, Tensor]: ...
 

@@ -51,6 +51,7 @@ class PPO(nn.Module):
 
     name = "ppo"
     on_policy = True
+    turn = True  # all updates are alike
 
     def __init__(
         self,
@@ -168,6 +169,9 @@ class PPO(nn.Module):
         grad_norm = clip_gradients(self._trained, self.max_grad_norm)
         self.optimizer.step()
         return metrics | {"grad_norm": grad_norm}
+
+    def count(self) -> None:
+        """There is nothing to count."""
 
     def update(self, batch: TensorDict) -> dict[str, Tensor]:
         """One step on one minibatch."""

@@ -51,6 +51,7 @@ class SAC(nn.Module):
 
     name = "sac"
     on_policy = False
+    turn = True  # all updates are alike
 
     def __init__(
         self,
@@ -190,6 +191,9 @@ class SAC(nn.Module):
         self.optimizer.step()
         soft_update(self._target, self._online, self.tau)
         return metrics | {"alpha": alpha, "grad_norm": grad_norm}
+
+    def count(self) -> None:
+        """There is nothing to count."""
 
     def update(self, batch: TensorDict) -> dict[str, Tensor]:
         """One step on one minibatch."""

@@ -153,7 +153,7 @@ class TD3(nn.Module):
         return -self.critic(torch.cat((observation, self.actor(observation)), dim=-1), frozen=True, first=True).mean()
 
     @property
-    def actor_turn(self) -> bool:
+    def turn(self) -> bool:
         """Whether the update under way is one of the actor and the targets, too."""
         return (self.updates + 1) % self.policy_delay == 0
 
@@ -161,7 +161,7 @@ class TD3(nn.Module):
         """Gradients of the critics; in each ``policy_delay``-th update also of the actor."""
         total, q = self.critic_loss(batch)
         metrics = {"loss_critic": total.detach(), "q_mean": q.mean(), "q_spread": (q[0] - q[1]).abs().mean()}
-        if self.actor_turn:
+        if self.turn:
             loss_actor = self.actor_loss(batch)
             metrics["loss_actor"] = loss_actor.detach()
             total = total + loss_actor
@@ -176,22 +176,28 @@ class TD3(nn.Module):
             self.gradient_hook(self._trained)
         grad_norm = clip_gradients(self._trained, self.max_grad_norm)
         self.optimizer.step()
-        if self.actor_turn:
-            self._loss_actor = metrics["loss_actor"]
+        if self.turn:
+            self._loss_actor.copy_(metrics["loss_actor"])
             soft_update(self._target, self._trained, self.tau)
+        return metrics | {"loss_actor": self._loss_actor.clone(), "grad_norm": grad_norm}
+
+    def count(self) -> None:
+        """One more update was made."""
         self.updates += 1
-        return metrics | {"loss_actor": self._loss_actor, "grad_norm": grad_norm}
 
     def update(self, batch: TensorDict) -> dict[str, Tensor]:
         """One step on one minibatch."""
         batch = self.prepare(batch)
         # Without a gradient (None, not zero) Adam leaves the actor and its moments alone.
         self.optimizer.zero_grad(set_to_none=True)
-        return self.step(self.backward(batch))
+        metrics = self.step(self.backward(batch))
+        self.count()
+        return metrics
 
     def optimizer_state(self) -> dict[str, Any]:
         return {"optimizer": self.optimizer.state_dict(), "updates": self.updates, "loss_actor": self._loss_actor}
 
     def load_optimizer_state(self, state: dict[str, Any]) -> None:
         self.optimizer.load_state_dict(state["optimizer"])
-        self.updates, self._loss_actor = int(state["updates"]), state["loss_actor"].to(self._loss_actor.device)
+        self.updates = int(state["updates"])
+        self._loss_actor.copy_(state["loss_actor"])

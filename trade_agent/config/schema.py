@@ -280,6 +280,7 @@ class DeviceConfig:
     precision: str = choice("auto", "float32", "tf32")
     threads: int = number(0, 4096)
     compile: Any = choice(True, False, "auto")
+    capture: bool = MISSING
     processes: int = number(1, 4096)
     on_oom: str = choice("stop", "cpu")
     max_restarts: int = number(0, 1000)

@@ -10,8 +10,9 @@ from trade_agent.agents.ppo import PPO
 from trade_agent.agents.replay import ReplayBuffer
 from trade_agent.config.schema import AgentModel, OffPolicyModel, PpoModel
 from trade_agent.envs.batched import BatchedEnv
+from trade_agent.training.capture import captured
 from trade_agent.training.checkpoint import Session
-from trade_agent.training.learner import Observe
+from trade_agent.training.learner import Learner, Observe
 from trade_agent.training.monitoring.watch import Watch
 from trade_agent.training.progress import ProgressReporter
 from trade_agent.training.reinforcement import Hooks, Learn, train_off_policy, train_on_policy
@@ -25,7 +26,8 @@ def train_in(
     *,
     model: AgentModel,
     observe: Observe,
-    learn: Learn,
+    learner: Learner,
+    capture: bool,
     check: Callable[[int], None],
     total_env_steps: int,
     validation_checks: int,
@@ -38,10 +40,12 @@ def train_in(
 ) -> tuple[int, History]:
     """Run the loop of the agent's kind in `env`, or go on with it from the newest checkpoint of `session`.
 
+    capture: replay the updates of `learner` as CUDA graphs, see `trade_agent.training.capture`.
     Returns environment steps and the history of its metrics.
     """
     history: History = {}
     world = session.checkpoints.world
+    learn: Learn = captured(learner, device=env.device, world=world) if capture else learner
     batch_size = world.share(model.batch_size, "model.batch_size")
     session.keep("history", lambda: pack_history(history), lambda state: history.update(unpack_history(state)))
     with progress.task(label, total_env_steps) as task:

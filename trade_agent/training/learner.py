@@ -1,6 +1,7 @@
 """One gradient step at a time, on minibatches that do not hold their observations yet."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
+from typing import Any
 
 import torch
 from tensordict import TensorDict
@@ -26,6 +27,12 @@ class Learner:
 
     def __call__(self, batch: TensorDict) -> dict[str, Tensor]:
         """One step on a minibatch of `RolloutBuffer.minibatches` or of `minibatch`. Returns its metrics."""
+        metrics = self.update(batch)
+        self.count()
+        return metrics
+
+    def update(self, batch: TensorDict) -> dict[str, Tensor]:
+        """The step without `count`: it changes the tensors of `changed`, in place, and the gradients."""
         batch = self.prepare(batch)
         self.clear()
 
@@ -47,6 +54,27 @@ class Learner:
 
     def step(self, metrics: dict[str, Tensor]) -> dict[str, Tensor]:
         return self.agent.step(metrics)
+
+    @property
+    def turn(self) -> Hashable:
+        """What the operations of the update under way depend on, beside the shape of its minibatch."""
+        return self.agent.turn
+
+    def count(self) -> None:
+        """Take down that an update was made."""
+        self.agent.count()
+
+    def changed(self) -> list[Tensor]:
+        """All tensors that updates change; those of an optimizer are there after the first one."""
+        return tensors_of([self.agent.state_dict(), self.agent.optimizer_state()])
+
+
+def tensors_of(state: Any) -> list[Tensor]:
+    """The tensors in nested dicts and lists."""
+    if isinstance(state, Tensor):
+        return [state]
+    values = state.values() if isinstance(state, dict) else state if isinstance(state, list | tuple) else ()
+    return [tensor for value in values for tensor in tensors_of(value)]
 
 
 def added(shares: list[dict[str, Tensor]]) -> dict[str, Tensor]:

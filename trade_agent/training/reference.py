@@ -168,7 +168,8 @@ def train_task(
         agent,
         model=model,
         observe=observe,
-        learn=Learner(agent, observe),
+        learner=Learner(agent, observe),
+        capture=config.device.capture,
         check=check,
         total_env_steps=loop_env_steps(
             model, on_policy=trainer.on_policy_env_steps, off_policy=trainer.off_policy_env_steps

@@ -67,16 +67,25 @@ class Hooks:
 
 
 class LearningRates:
-    """Rates of an optimizer over a run, ``factor`` times what they are: ``constant``, or ``linear`` down to zero."""
+    """Rates of an optimizer over a run, ``factor`` times what they are: ``constant``, or ``linear`` down to zero.
+
+    Those of a capturable optimizer lie on its device: a number would be part of a CUDA graph for good.
+    """
 
     def __init__(self, optimizer: torch.optim.Optimizer, schedule: str, factor: float) -> None:
         self.optimizer, self.linear = optimizer, schedule == "linear"
-        self.initial = [group["lr"] * factor for group in optimizer.param_groups]
+        self.initial = [float(group["lr"]) * factor for group in optimizer.param_groups]
+        self.on_device = [
+            torch.tensor(rate, device=group["params"][0].device) if group["capturable"] else None
+            for rate, group in zip(self.initial, optimizer.param_groups, strict=True)
+        ]
 
     def set(self, done: float) -> None:
         """Before the updates of a round; ``done`` is the fraction of the budget that earlier rounds have used."""
-        for group, rate in zip(self.optimizer.param_groups, self.initial, strict=True):
-            group["lr"] = rate * (1.0 - done) if self.linear else rate
+        for group, initial, on_device in zip(self.optimizer.param_groups, self.initial, self.on_device, strict=True):
+            rate = initial * (1.0 - done) if self.linear else initial
+            # A checkpoint brings tensors of its own: this one takes their place again.
+            group["lr"] = rate if on_device is None else on_device.fill_(rate)
 
 
 def keep_agent(session: Session, agent: Agent) -> None:

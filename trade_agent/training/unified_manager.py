@@ -319,6 +319,7 @@ class UnifiedTrainingManager:
             seed=self.config.seed,
             device=self.devices.device,
             compiled=self.config.device.compile,
+            capture=self.config.device.capture,
             progress=self.progress,
             folder=folder,
             checkpoints=checkpoints,

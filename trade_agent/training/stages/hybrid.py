@@ -5,20 +5,21 @@ The forecaster has its own optimizer and may stay frozen for the first part of t
 """
 
 import copy
+from collections.abc import Hashable
 from typing import Any
 
 import torch
 from tensordict import TensorDict
 from torch import Tensor
 
-from trade_agent.agents.base import Agent
+from trade_agent.agents.base import Agent, make_adam
 from trade_agent.agents.builders import agent_from_spec
 from trade_agent.config.schema import AgentModel, CnnLstmStage, HybridStage, OffPolicyModel, PpoModel
 from trade_agent.errors import RegistryError
 from trade_agent.networks.encoders import Encoding, WindowEncoder, build_table
 from trade_agent.training.agent_loop import warmup_env_steps
 from trade_agent.training.distributed import World
-from trade_agent.training.learner import Learner
+from trade_agent.training.learner import Learner, tensors_of
 from trade_agent.training.models import (
     AgentPolicy,
     Forecaster,
@@ -82,9 +83,11 @@ class JointLearner(Learner):
         self.label_stop = label_stop  # labels of later bars reach out of the train rows
         self.forecast_loss_weight, self.direction_loss_weight = forecast_loss_weight, direction_loss_weight
         self.frozen_updates, self.updates, self.world = frozen_updates, 0, world
-        self.optimizer = torch.optim.Adam(forecaster.network.parameters(), lr=learning_rate, fused=True)
+        device = features.device
+        groups = [{"params": list(forecaster.network.parameters()), "lr": learning_rate}]
+        self.optimizer = make_adam(groups, eps=1e-8, device=device)
         self._encoding: Encoding | None = None
-        self._entries = torch.ones(())  # that the forecast loss of the minibatch is a mean over
+        self._entries = torch.ones((), device=device)  # that the forecast loss of the minibatch is a mean over
         # The network stays in evaluation mode, but cuDNN has a backward pass only for an LSTM in training mode.
         forecaster.network.lstm.dropout = 0.0
 
@@ -142,8 +145,18 @@ class JointLearner(Learner):
             self.world.average_gradients(list(self.network.parameters()))
             torch.nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
             self.optimizer.step()
-        self.updates += 1
         return metrics
+
+    @property
+    def turn(self) -> Hashable:
+        return super().turn, self.frozen
+
+    def count(self) -> None:
+        super().count()
+        self.updates += 1
+
+    def changed(self) -> list[Tensor]:
+        return [*super().changed(), *tensors_of(self.state_dict())]
 
     def _forecast_loss(self) -> Tensor:
         """The share [] that the bars encoded last have in the forecast loss of their minibatch."""
@@ -212,7 +225,7 @@ def run(
         model=model,
         rows=train_rows(dataset, joined.network.window_bars),
         observe=learner.observe,
-        learn=learner,
+        learner=learner,
         check=check,
         on_policy_env_steps=context.trainer.joint_on_policy_env_steps,
         off_policy_env_steps=context.trainer.joint_off_policy_env_steps,

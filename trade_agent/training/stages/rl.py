@@ -54,7 +54,7 @@ def run(context: StageContext, *, model: AgentModel, forecaster: Parent) -> Stag
         model=model,
         rows=train_rows(dataset, parent.network.window_bars),
         observe=observe,
-        learn=Learner(agent, observe),
+        learner=Learner(agent, observe),
         check=lambda steps: best.consider(validate(context, policy, steps), agent.state_dict, steps),
         on_policy_env_steps=context.trainer.on_policy_env_steps,
         off_policy_env_steps=context.trainer.off_policy_env_steps,

@@ -21,8 +21,7 @@ from trade_agent.training.agent_loop import loop_env_steps, train_in
 from trade_agent.training.checkpoint import Session
 from trade_agent.training.compiling import choose_compiled
 from trade_agent.training.dataset import MarketDataset
-from trade_agent.training.learner import Observe
-from trade_agent.training.reinforcement import Learn
+from trade_agent.training.learner import Learner, Observe
 from trade_agent.training.stages.context import StageContext, StageOutcome
 
 TIMED_STEPS = 64  # of the market in a timed round of SAC and TD3
@@ -60,7 +59,7 @@ def train_agent(
     model: AgentModel,
     rows: range,
     observe: Observe,
-    learn: Learn,
+    learner: Learner,
     check: Callable[[int], None],
     on_policy_env_steps: int,
     off_policy_env_steps: int,
@@ -106,7 +105,8 @@ def train_agent(
         agent,
         model=model,
         observe=observe,
-        learn=learn,
+        learner=learner,
+        capture=context.capture,
         check=check,
         total_env_steps=total_env_steps,
         validation_checks=context.trainer.validation_checks,
