@@ -19,7 +19,7 @@ from trade_agent.training.monitoring.files import AlertLines
 from trade_agent.training.monitoring.open import open_alerts
 from trade_agent.training.monitoring.webhook import QUEUED, WebhookChannel
 
-SCORE = "validation/sharpe"
+SCORE, TURNOVER = "validation/sharpe", "validation/turnover"
 WAIT = 300.0  # seconds; a busy machine is no failure
 
 
@@ -46,13 +46,18 @@ def config() -> AlertsConfig:
 def watched(config: AlertsConfig, **changes: Any) -> tuple[Alerts, Collected]:
     channel = Collected()
     changed = dataclasses.replace(config, **changes)
-    return Alerts(changed, [channel], stage="sac", score=SCORE, wall_clock=lambda: 7.0), channel
+    alerts = Alerts(changed, [channel], stage="sac", score=SCORE, wall_clock=lambda: 7.0)
+    alerts.expect(QUICK)
+    return alerts, channel
 
+
+# What a run of SAC with trainer=quick is going to measure.
+QUICK = {"grad_norm": 241, "entropy": 241, "memory_bytes": 241, "steps_per_second": 240, SCORE: 8, TURNOVER: 8}
 
 # Rule, what switches it off, and measurements by which it fires at the last one.
 CASES: list[tuple[str, dict[str, Any], list[dict[str, float]]]] = [
     ("not_finite", {"not_finite": False}, [{"loss_actor": 1.0}, {"loss_actor": float("nan")}]),
-    ("plateau", {"plateau_checks": 0}, [{SCORE: 1.0}] * 21),
+    ("plateau", {"plateau_fraction": 0.0}, [{SCORE: 1.0}] * 5),
     ("exploding_gradient", {"gradient_factor": 0.0}, [{"grad_norm": 1.0}] * 10 + [{"grad_norm": 200.0}]),
     (
         "throughput_fall",
@@ -61,7 +66,7 @@ CASES: list[tuple[str, dict[str, Any], list[dict[str, float]]]] = [
     ),
     ("memory_growth", {"memory_factor": 0.0}, [{"memory_bytes": 1e9}] * 10 + [{"memory_bytes": 3e9}] * 5),
     ("collapsed_policy", {"collapsed_policy": False}, [{"entropy": -20.0}] * 5),
-    ("idle_policy", {"collapsed_policy": False}, [{"validation/turnover": 2.0}, {"validation/turnover": 0.0}]),
+    ("idle_policy", {"collapsed_policy": False}, [{TURNOVER: 2.0}, {TURNOVER: 0.0}]),
 ]
 
 
@@ -83,13 +88,45 @@ def test_a_rule_fires_at_the_default_settings_and_can_be_switched_off(
     assert told.alerts == []
 
 
+def test_what_a_stage_is_too_short_for_or_does_not_measure_is_named_at_its_start(
+    config: AlertsConfig, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, logger="trade_agent.alerts"):
+        watched(config)
+        assert caplog.messages == []
+        alerts, told = watched(config, memory_factor=0.0)
+        alerts.expect({"grad_norm": 3, "memory_bytes": 3, "steps_per_second": 2, SCORE: 1, TURNOVER: 1})
+    assert caplog.messages == [
+        "what cannot fire in sac: plateau needs 2 values of validation/sharpe and gets 1, "
+        "exploding_gradient needs 11 values of grad_norm and gets 3, "
+        "throughput_fall needs 15 values of steps_per_second and gets 2, "
+        "collapsed_policy needs 5 values of entropy and gets 0, "
+        "idle_policy needs 2 values of validation/turnover and gets 1"
+    ]
+    assert alerts.rules == []
+    alerts.consider(1, {"loss": float("nan")}, now=0.0)  # needs no series
+    assert told.rules == ["not_finite"]
+
+
+@pytest.mark.parametrize("rule", [case[0] for case in CASES if case[0] != "not_finite"])
+def test_a_rule_that_is_told_to_be_short_of_values_can_fire_with_one_more(config: AlertsConfig, rule: str) -> None:
+    """What the log says of a rule is true: one value fewer than it needs is the most that keeps it from firing."""
+    measured = next(case[2] for case in CASES if case[0] == rule)
+    alerts, _ = watched(config)
+    [found] = [each for each in alerts.rules if each.name == rule]
+    values = [row[found.series] for row in measured]
+    assert len(values) == found.needs
+    assert found.judge(values) is not None
+    assert found.judge(values[1:]) is None
+
+
 def test_the_same_rule_is_silent_until_it_has_cooled_down(config: AlertsConfig) -> None:
     alerts, told = watched(config, cooldown_seconds=60.0)
     for now in (0.0, 1.0, 59.9):
         alerts.consider(int(now), {"loss": float("nan")}, now=now)
     assert [alert["step"] for alert in told.alerts] == [0]
-    alerts.consider(30, {"validation/turnover": 1.0}, now=59.95)
-    alerts.consider(31, {"validation/turnover": 0.0}, now=59.95)  # another rule has a cool-down of its own
+    alerts.consider(30, {TURNOVER: 1.0}, now=59.95)
+    alerts.consider(31, {TURNOVER: 0.0}, now=59.95)  # another rule has a cool-down of its own
     alerts.consider(60, {"loss": float("nan")}, now=60.0)
     assert told.rules == ["not_finite", "idle_policy", "not_finite"]
 

@@ -341,7 +341,7 @@ class AlertsConfig:
     webhook_timeout_seconds: float = number(0.1, 60.0)
     cooldown_seconds: float = number(0.0, 1e7)
     not_finite: bool = MISSING
-    plateau_checks: int = number(0, 1_000_000)
+    plateau_fraction: float = number(0.0, 1.0)
     gradient_factor: float = number(0.0, 1e9)
     throughput_fraction: float = number(0.0, 1.0)
     memory_factor: float = number(0.0, 1e6)

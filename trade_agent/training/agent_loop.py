@@ -1,6 +1,7 @@
 """One door to the two loops: an agent, any batched environment, and the settings of the agent's model."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -8,14 +9,14 @@ from torch import Tensor
 from trade_agent.agents.base import Agent
 from trade_agent.agents.ppo import PPO
 from trade_agent.agents.replay import ReplayBuffer
-from trade_agent.config.schema import AgentModel, OffPolicyModel, PpoModel
+from trade_agent.config.schema import AgentModel, OffPolicyModel, PpoModel, Td3Model
 from trade_agent.envs.batched import BatchedEnv
 from trade_agent.training.capture import captured
 from trade_agent.training.checkpoint import Session
 from trade_agent.training.learner import Learner, Observe
 from trade_agent.training.monitoring.watch import Watch
 from trade_agent.training.progress import ProgressReporter
-from trade_agent.training.reinforcement import Hooks, Learn, train_off_policy, train_on_policy
+from trade_agent.training.reinforcement import METRICS_EVERY, Hooks, Learn, train_off_policy, train_on_policy
 
 History = dict[str, list[float]]
 
@@ -31,6 +32,7 @@ def train_in(
     check: Callable[[int], None],
     total_env_steps: int,
     validation_checks: int,
+    validation_figures: Sequence[str],
     random_warmup: bool,
     generator: torch.Generator,
     progress: ProgressReporter,
@@ -41,6 +43,7 @@ def train_in(
     """Run the loop of the agent's kind in `env`, or go on with it from the newest checkpoint of `session`.
 
     capture: replay the updates of `learner` as CUDA graphs, see `trade_agent.training.capture`.
+    validation_figures: what `check` tells the watch, as far as an alarm may be raised for it.
     Returns environment steps and the history of its metrics.
     """
     history: History = {}
@@ -48,6 +51,12 @@ def train_in(
     learn: Learn = captured(learner, device=env.device, world=world) if capture else learner
     batch_size = world.share(model.batch_size, "model.batch_size")
     session.keep("history", lambda: pack_history(history), lambda state: history.update(unpack_history(state)))
+    watch.expect(
+        metrics=["grad_norm"] if isinstance(model, Td3Model) else ["grad_norm", "entropy"],
+        reports=expected_reports(model, total_env_steps),
+        validation=validation_figures,
+        checks=validation_checks,
+    )
     with progress.task(label, total_env_steps) as task:
 
         def record(env_steps: int, metrics: dict[str, float]) -> None:
@@ -114,6 +123,22 @@ def unpack_history(state: dict[str, Tensor]) -> History:
 def loop_env_steps(model: AgentModel, *, on_policy: int, off_policy: int) -> int:
     """The budget of the agent's kind."""
     return on_policy if isinstance(model, PpoModel) else off_policy
+
+
+def expected_updates(model: AgentModel, total_env_steps: int) -> int:
+    """Gradient steps that a budget allows for."""
+    if isinstance(model, PpoModel):
+        rollout = model.rollout_steps * model.num_envs
+        return math.ceil(total_env_steps / rollout) * model.epochs * math.ceil(rollout / model.batch_size)
+    assert isinstance(model, OffPolicyModel)
+    return (total_env_steps - warmup_env_steps(model, total_env_steps)) // model.env_steps_per_update
+
+
+def expected_reports(model: AgentModel, total_env_steps: int) -> int:
+    """How often the metrics of a budget are looked at."""
+    if isinstance(model, PpoModel):
+        return math.ceil(total_env_steps / (model.rollout_steps * model.num_envs))
+    return math.ceil(expected_updates(model, total_env_steps) / METRICS_EVERY)
 
 
 def warmup_env_steps(model: OffPolicyModel, total_env_steps: int) -> int:

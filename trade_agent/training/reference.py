@@ -175,6 +175,7 @@ def train_task(
             model, on_policy=trainer.on_policy_env_steps, off_policy=trainer.off_policy_env_steps
         ),
         validation_checks=trainer.validation_checks,
+        validation_figures=("mean_return",),
         random_warmup=True,
         generator=generator,
         progress=progress,

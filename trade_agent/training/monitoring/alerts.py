@@ -35,6 +35,7 @@ class LogChannel:
 class Alerts:
     """Runs the rules over what a stage measures, and tells the channels; the same rule again after a cool-down.
 
+    Rules on series of values run once the stage has said what these are going to be (`expect`).
     stage: what is being trained. score: the validation figure that must not stand still.
     """
 
@@ -50,7 +51,23 @@ class Alerts:
         self.config, self.channels, self.stage, self.score = config, channels, stage, score
         self.wall_clock = wall_clock
         self.series: dict[str, deque[float]] = {}
+        self.rules: list[rules.Rule] = []
         self.fired: dict[str, float] = {}  # rule -> when, by the clock of `consider`
+
+    def expect(self, counts: Mapping[str, int]) -> None:
+        """What the stage is going to measure: series -> how many values, at most. By default nothing.
+
+        The rules that it keeps from firing are named in the log.
+        """
+        wanted = rules.series_rules(self.config, score=self.score, checks=counts.get(self.score, 0))
+        self.rules = [rule for rule in wanted if counts.get(rule.series, 0) >= rule.needs]
+        idle = [
+            f"{rule.name} needs {rule.needs} values of {rule.series} and gets {counts.get(rule.series, 0)}"
+            for rule in wanted
+            if rule not in self.rules
+        ]
+        if idle:
+            log.info(f"what cannot fire in {self.stage}: {', '.join(idle)}")
 
     def consider(self, step: int, values: Mapping[str, float], now: float) -> None:
         """Take in what was measured at `step`, and tell the channels what is wrong. now: seconds of any clock."""
@@ -58,7 +75,10 @@ class Alerts:
         for name, value in new.items():
             self.series.setdefault(name, deque(maxlen=REMEMBERED)).append(value)
         findings = [("not_finite", rules.not_finite(values))] if self.config.not_finite else []
-        for rule, message in findings + self._findings(new):
+        findings += [
+            (rule.name, rule.judge(list(self.series[rule.series]))) for rule in self.rules if rule.series in new
+        ]
+        for rule, message in findings:
             if message is not None and now - self.fired.get(rule, -float("inf")) >= self.config.cooldown_seconds:
                 self.fired[rule] = now
                 alert = {"time": self.wall_clock(), "stage": self.stage, "step": step, "rule": rule, "message": message}
@@ -68,28 +88,3 @@ class Alerts:
     def close(self) -> None:
         for channel in self.channels:
             channel.close()
-
-    def _findings(self, values: Mapping[str, float]) -> list[tuple[str, str | None]]:
-        """The rules on series that are switched on and whose series has a new value."""
-        config = self.config
-        found: list[tuple[str, str | None]] = []
-        if config.plateau_checks and self.score in values:
-            found.append(("plateau", rules.plateau(self._seen(self.score), checks=config.plateau_checks)))
-        if config.gradient_factor and "grad_norm" in values:
-            norms = self._seen("grad_norm")
-            found.append(("exploding_gradient", rules.exploding_gradient(norms, factor=config.gradient_factor)))
-        if config.throughput_fraction and "steps_per_second" in values:
-            rates = self._seen("steps_per_second")
-            found.append(("throughput_fall", rules.throughput_fall(rates, fraction=config.throughput_fraction)))
-        if config.memory_factor and "memory_bytes" in values:
-            sizes = self._seen("memory_bytes")
-            found.append(("memory_growth", rules.memory_growth(sizes, factor=config.memory_factor)))
-        if config.collapsed_policy and "entropy" in values:
-            entropies = self._seen("entropy")
-            found.append(("collapsed_policy", rules.collapsed_policy(entropies, floor=config.entropy_floor)))
-        if config.collapsed_policy and "validation/turnover" in values:
-            found.append(("idle_policy", rules.idle_policy(self._seen("validation/turnover"))))
-        return found
-
-    def _seen(self, name: str) -> list[float]:
-        return list(self.series[name])

@@ -4,11 +4,47 @@ Series are in order of training, the latest value last. A rule stays silent unti
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from statistics import median
+
+from trade_agent.config.schema import AlertsConfig
 
 RECENT = 5  # values whose median stands for "now"
 BEFORE = 10  # values that must lie before them: they stand for what is usual
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """A rule on one series. needs: how many values it must have seen before it can find anything."""
+
+    name: str
+    series: str
+    needs: int
+    judge: Callable[[Sequence[float]], str | None]
+
+
+def series_rules(config: AlertsConfig, *, score: str, checks: int) -> list[Rule]:
+    """The rules on series that are switched on. score: the series that must not stand still, of `checks` values."""
+    patience = math.ceil(config.plateau_fraction * checks)
+    found = []
+    if config.plateau_fraction:
+        found.append(Rule("plateau", score, patience + 1, partial(plateau, checks=patience)))
+    if config.gradient_factor:
+        judge = partial(exploding_gradient, factor=config.gradient_factor)
+        found.append(Rule("exploding_gradient", "grad_norm", BEFORE + 1, judge))
+    if config.throughput_fraction:
+        judge = partial(throughput_fall, fraction=config.throughput_fraction)
+        found.append(Rule("throughput_fall", "steps_per_second", BEFORE + RECENT, judge))
+    if config.memory_factor:
+        judge = partial(memory_growth, factor=config.memory_factor)
+        found.append(Rule("memory_growth", "memory_bytes", BEFORE + RECENT, judge))
+    if config.collapsed_policy:
+        judge = partial(collapsed_policy, floor=config.entropy_floor)
+        found.append(Rule("collapsed_policy", "entropy", RECENT, judge))
+        found.append(Rule("idle_policy", "validation/turnover", 2, idle_policy))
+    return found
 
 
 def not_finite(values: Mapping[str, float]) -> str | None:

@@ -44,6 +44,12 @@ class Watch:
         """Whether anybody waits for validation scores in the midst of training."""
         return self.trial is not None
 
+    def expect(self, *, metrics: Sequence[str], reports: int, validation: Sequence[str] = (), checks: int = 0) -> None:
+        """What is going to be told, at most: `metrics` in each of `reports`, the figures `validation` in each check."""
+        if self.alerts is not None:
+            counts = dict.fromkeys((*metrics, "memory_bytes"), reports) | {"steps_per_second": reports - 1}
+            self.alerts.expect(counts | {f"validation/{name}": checks for name in validation})
+
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
         """Metrics of the latest update. Called every METRICS_EVERY updates, so that nothing waits for it."""
         if self.sinks or self.alerts:

@@ -92,6 +92,8 @@ def _fit(
     # Labels that end after the validation rows would look into the embargo.
     validation_bars = range(validation.start, validation.stop - longest_horizon)
     held_out = samples(validation_bars, targets.valid)
+    figures = ["skill_score"] if watch.prunes else []
+    watch.expect(metrics=["grad_norm"], reports=settings.epochs, validation=figures, checks=settings.epochs)
     with context.progress.task(label, settings.epochs) as task:
 
         def on_epoch(epoch: int, metrics: dict[str, float]) -> None:

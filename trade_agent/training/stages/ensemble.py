@@ -126,6 +126,7 @@ def train_gate(
     for group in optimizer.param_groups:
         group["lr"] = model.gate_learning_rate * session.rate_factor
     epochs, checks = context.trainer.gate_epochs, context.trainer.validation_checks
+    context.watch.expect(metrics=[], reports=epochs, validation=["sharpe", "turnover"], checks=checks + 1)
     with context.progress.task("gate", epochs) as task:
         task.advance(done["epochs"])
         for epoch in range(done["epochs"], epochs):

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from trade_agent.agents.base import Agent, make_adam
 from trade_agent.agents.builders import agent_from_spec
-from trade_agent.config.schema import AgentModel, CnnLstmStage, HybridStage, OffPolicyModel, PpoModel
+from trade_agent.config.schema import AgentModel, CnnLstmStage, HybridStage
 from trade_agent.errors import RegistryError
 from trade_agent.networks.encoders import Encoding, WindowEncoder, build_table
-from trade_agent.training.agent_loop import warmup_env_steps
+from trade_agent.training.agent_loop import expected_updates, loop_env_steps
 from trade_agent.training.distributed import World
 from trade_agent.training.learner import Learner, tensors_of
 from trade_agent.training.models import (
@@ -192,6 +192,11 @@ def run(
     dataset, generator = context.dataset, seed_everything(context.seed, context.device, "hybrid", model.name)
     joined, trained = join(context, stage=stage, model=model, forecaster=forecaster, agent=agent)
     targets = dataset_targets(dataset, list(joined.horizons), joined.target_scale)
+    budget = loop_env_steps(
+        model,
+        on_policy=context.trainer.joint_on_policy_env_steps,
+        off_policy=context.trainer.joint_off_policy_env_steps,
+    )
     learner = JointLearner(
         trained,
         joined,
@@ -201,7 +206,7 @@ def run(
         forecast_loss_weight=stage.forecast_loss_weight,
         direction_loss_weight=forecaster_stage.direction_loss_weight,
         learning_rate=stage.forecaster_learning_rate,
-        frozen_updates=int(stage.freeze_forecaster_fraction * expected_updates(context, model)),
+        frozen_updates=int(stage.freeze_forecaster_fraction * expected_updates(model, budget)),
         world=context.world,
     )
     best = Best()
@@ -305,14 +310,3 @@ def join(
 def hybrid_policy(agent: Agent, forecaster: Forecaster, features: Tensor) -> AgentPolicy:
     """The deterministic policy of the joined network as it stands."""
     return AgentPolicy(agent, build_table(forecaster.network, features, TABLE_BATCH))
-
-
-def expected_updates(context: StageContext, model: AgentModel) -> int:
-    """Gradient steps that the budget allows for."""
-    if isinstance(model, PpoModel):
-        rollout = model.rollout_steps * model.num_envs
-        rounds = -(-context.trainer.joint_on_policy_env_steps // rollout)
-        return rounds * model.epochs * -(-rollout // model.batch_size)
-    assert isinstance(model, OffPolicyModel)
-    budget = context.trainer.joint_off_policy_env_steps
-    return (budget - warmup_env_steps(model, budget)) // model.env_steps_per_update

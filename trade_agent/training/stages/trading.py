@@ -110,6 +110,7 @@ def train_agent(
         check=check,
         total_env_steps=total_env_steps,
         validation_checks=context.trainer.validation_checks,
+        validation_figures=("sharpe", "turnover"),
         random_warmup=random_warmup,
         generator=generator,
         progress=context.progress,
