@@ -10,13 +10,23 @@ import torch
 from tests.training import test_distributed
 from tests.training.test_distributed import ACCOUNT, ROWS, double, hybrid_batch, train_hybrid
 from trade_agent.agents.builders import agent_from_spec
+from trade_agent.agents.ppo import PPO
+from trade_agent.agents.rollout import RolloutBuffer
 from trade_agent.networks.cnn_lstm import CNNLSTM
 from trade_agent.networks.encoders import WindowEncoder
+from trade_agent.training import reinforcement, supervised
 from trade_agent.training.checkpoint import no_checkpoints
 from trade_agent.training.distributed import World
 from trade_agent.training.learner import Learner
 from trade_agent.training.memory import accumulate, is_out_of_memory
-from trade_agent.training.supervised import FitResult, FitSettings, Targets, fit_forecaster
+from trade_agent.training.supervised import (
+    FitResult,
+    FitSettings,
+    Targets,
+    evaluate_loss,
+    feature_table,
+    fit_forecaster,
+)
 
 T = TypeVar("T")
 MORE_THAN_THERE_IS = 2**59  # elements: no allocator grants it, whatever the machine has
@@ -132,6 +142,57 @@ def test_joint_training_that_does_not_fit_learns_the_same_in_parts(
     assert [record.args for record in caplog.records] == [(32, 16)]
     for name, value in whole.items():
         torch.testing.assert_close(parts[name], value, rtol=0.0, atol=1e-10)
+
+
+def short(function: Callable[..., T], most: int) -> Callable[..., T]:
+    """More than `most` bars at once ask the allocator for what it cannot give."""
+
+    def crowded(*arguments: Any) -> T:
+        if max(len(each) for each in arguments if isinstance(each, torch.Tensor) and each.dtype == torch.int64) > most:
+            torch.empty(MORE_THAN_THERE_IS, dtype=torch.uint8)
+        return function(*arguments)
+
+    return crowded
+
+
+def test_passes_without_gradients_that_do_not_fit_give_the_same_in_smaller_blocks(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(3)
+    network = CNNLSTM(
+        num_features=2, window_bars=4, conv_channels=[4], kernel_size=2, lstm_hidden=4, lstm_layers=1, dropout=0.0,
+        num_horizons=2,
+    ).double()  # fmt: skip
+    series, returns = torch.randn(2, 60, 1, 2, dtype=torch.float64)
+    targets = Targets(returns, torch.ones(60, 1, 2, dtype=torch.bool), torch.ones(2))
+    pairs = torch.stack((torch.arange(4, 60), torch.zeros(56, dtype=torch.int64)), dim=1)
+    whole = evaluate_loss(network, series, targets, pairs, 0.5), feature_table(network, series)
+    monkeypatch.setattr(supervised, "_loss", short(supervised._loss, most=20))
+    monkeypatch.setattr(CNNLSTM, "encode_from_series", short(CNNLSTM.encode_from_series, most=20))
+    assert evaluate_loss(network, series, targets, pairs, 0.5) == pytest.approx(whole[0], rel=1e-12)
+    torch.testing.assert_close(feature_table(network, series), whole[1], rtol=0.0, atol=1e-12)
+    assert [record.args for record in caplog.records] == [(56, 28), (28, 14), (60, 30), (30, 15)]
+
+
+def test_the_values_of_a_rollout_that_does_not_fit_are_the_same_in_smaller_blocks(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    agent = agent_from_spec({"name": "ppo", "observation_dim": 1 + ACCOUNT, "action_dim": 1, "hidden_dims": [8]})
+    double(agent)
+    assert isinstance(agent, PPO)
+    buffer = RolloutBuffer(num_steps=6, num_envs=5, private_dim=ACCOUNT, action_dim=1, device=torch.device("cpu"))
+    buffer.t = torch.randint(4, 90, (6, 5))
+    buffer.private, buffer.next_private = torch.randn(2, 6, 5, ACCOUNT, dtype=torch.float64)
+
+    def observe(t: torch.Tensor, account: torch.Tensor) -> torch.Tensor:
+        return torch.cat((t.unsqueeze(1) / 100.0, account), dim=-1)
+
+    whole = reinforcement._values(agent, buffer, observe)
+    parts = reinforcement._values(agent, buffer, short(observe, most=8))
+    for mine, theirs in zip(parts, whole, strict=True):
+        assert mine.shape == (6, 5)
+        torch.testing.assert_close(mine, theirs, rtol=0.0, atol=1e-12)
+    assert [record.args for record in caplog.records] == [(30, 15), (15, 8)] * 2
 
 
 def test_what_does_not_fit_row_by_row_is_the_error_of_the_allocator() -> None:

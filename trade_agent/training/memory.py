@@ -1,4 +1,5 @@
-"""Out of memory: a gradient step is taken in parts of its batch, whose gradients add up to the same."""
+"""Out of memory: a gradient step is taken in parts of its batch, whose gradients add up to the same; a pass without
+gradients in smaller blocks."""
 
 import gc
 import logging
@@ -33,13 +34,34 @@ def accumulate(
             parts = [rows] if size is None else rows.split(size)
             return [backward(part) for part in parts], size
         except (RuntimeError, MemoryError) as error:
-            before = min(size or len(rows), len(rows))
-            if before == 1 or not is_out_of_memory(error):
-                raise
-            size = (before + 1) // 2
-            log.warning("out of memory with %d rows at once: going on with %d, which add up to the same", before, size)
+            size = _half(min(size or len(rows), len(rows)), error)
         # Outside of the except block: the traceback holds on to the tensors of the failed step.
         clear()
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        _free()
+
+
+def in_parts(work: Callable[[int], T], *, size: int) -> T:
+    """``work(size)``, which takes as many rows at once and needs no gradient; anew with half of them where memory runs
+    out. Raises what the allocator raised when a single row does not fit.
+    """
+    while True:
+        try:
+            return work(size)
+        except (RuntimeError, MemoryError) as error:
+            size = _half(size, error)
+        _free()
+
+
+def _half(size: int, error: RuntimeError | MemoryError) -> int:
+    """Half as many rows as did not fit; raises `error` where that is no help."""
+    if size == 1 or not is_out_of_memory(error):
+        raise error
+    half = (size + 1) // 2
+    log.warning("out of memory with %d rows at once: going on with %d, which come to the same", size, half)
+    return half
+
+
+def _free() -> None:
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

@@ -23,8 +23,7 @@ from trade_agent.envs.market import account_fields
 from trade_agent.envs.rules import MarketRules, position_actions
 from trade_agent.networks.cnn_lstm import CNNLSTM
 from trade_agent.networks.combiners import GateCombiner, mean_action, vote_action, weighted_action
-from trade_agent.networks.encoders import build_table
-from trade_agent.training.supervised import TABLE_BATCH, Fold
+from trade_agent.training.supervised import Fold, feature_table
 
 State = dict[str, Any]
 
@@ -230,9 +229,7 @@ def policy_from_state(state: State, features: Tensor) -> AgentPolicy | EnsembleP
     device = features.device
     if state["kind"] != "ensemble":
         forecaster = forecaster_from_state(state["forecaster"], device)
-        return AgentPolicy(
-            agent_from_state(state["agent"], device), build_table(forecaster.network, features, TABLE_BATCH)
-        )
+        return AgentPolicy(agent_from_state(state["agent"], device), feature_table(forecaster.network, features))
     gate = None
     if state["gate"] is not None:
         gate = GateCombiner(**state["gate"]["spec"]).to(device)

@@ -24,6 +24,7 @@ from trade_agent.envs.batched import BatchedEnv
 from trade_agent.errors import TrainingDivergedError
 from trade_agent.training.checkpoint import Session
 from trade_agent.training.learner import Observe, minibatch
+from trade_agent.training.memory import in_parts
 
 Learn = Callable[[TensorDict], dict[str, Tensor]]  # one gradient step on a minibatch, see `Learner`
 METRICS_EVERY = 50  # updates between two looks at the metrics, each of which waits for the device
@@ -191,9 +192,15 @@ def _values(agent: PPO, buffer: RolloutBuffer, observe: Observe) -> tuple[Tensor
     """V of every observation of a rollout and of the one after it, [S, N] each."""
     shape = buffer.t.shape
     t = buffer.t.flatten().long()
-    value = agent.value(observe(t, buffer.private.flatten(0, 1)))
-    next_value = agent.value(observe(t + 1, buffer.next_private.flatten(0, 1)))
-    return value.view(shape), next_value.view(shape)
+
+    def values(t: Tensor, private: Tensor) -> Tensor:
+        def of(size: int) -> Tensor:
+            parts = zip(t.split(size), private.flatten(0, 1).split(size), strict=True)
+            return torch.cat([agent.value(observe(*part)) for part in parts])
+
+        return in_parts(of, size=len(t)).view(shape)
+
+    return values(t, buffer.private), values(t + 1, buffer.next_private)
 
 
 def train_off_policy(

@@ -22,7 +22,7 @@ from trade_agent.errors import TrainingDivergedError
 from trade_agent.networks.cnn_lstm import CNNLSTM, Forecast, gather_windows
 from trade_agent.networks.encoders import build_table
 from trade_agent.training.checkpoint import Session
-from trade_agent.training.memory import accumulate
+from trade_agent.training.memory import accumulate, in_parts
 
 TABLE_BATCH = 4096
 
@@ -248,10 +248,16 @@ def _loss(network: CNNLSTM, series: Tensor, targets: Targets, pairs: Tensor, dir
 @torch.no_grad()
 def evaluate_loss(network: CNNLSTM, series: Tensor, targets: Targets, pairs: Tensor, direction_weight: float) -> float:
     network.eval()
-    losses = [
-        _loss(network, series, targets, chunk, direction_weight) * len(chunk) for chunk in pairs.split(TABLE_BATCH)
-    ]
-    return float(torch.stack(losses).sum()) / len(pairs)
+
+    def losses(size: int) -> list[Tensor]:
+        return [_loss(network, series, targets, chunk, direction_weight) * len(chunk) for chunk in pairs.split(size)]
+
+    return float(torch.stack(in_parts(losses, size=min(TABLE_BATCH, len(pairs)))).sum()) / len(pairs)
+
+
+def feature_table(network: CNNLSTM, series: Tensor) -> Tensor:
+    """`build_table` in blocks that fit memory: [T, A, F] -> [T, A, D + 2H + F]."""
+    return in_parts(lambda size: build_table(network, series, size), size=min(TABLE_BATCH, len(series)))
 
 
 # ------------------------------------------------------------------------------------------------ cross-fitting
@@ -302,13 +308,13 @@ def align_latent(
 @torch.no_grad()
 def cross_fitted_table(network: CNNLSTM, folds: Sequence[Fold], series: Tensor) -> Tensor:
     """Feature table [T, A, D + 2H + F] of the final forecaster, on each fold's block that of the fold's own."""
-    table = build_table(network, series, TABLE_BATCH)
+    table = feature_table(network, series)
     final_state = {name: value.clone() for name, value in network.state_dict().items()}
     latent = network.latent_dim
     for fold in folds:
         network.load_state_dict(fold.state)
         start = max(fold.start - network.window_bars + 1, 0)
-        block = build_table(network, series[start : fold.stop], TABLE_BATCH)[fold.start - start :]
+        block = feature_table(network, series[start : fold.stop])[fold.start - start :]
         block[..., :latent] = block[..., :latent] @ fold.latent_weight.to(block) + fold.latent_bias.to(block)
         table[fold.start : fold.stop] = block
     network.load_state_dict(final_state)

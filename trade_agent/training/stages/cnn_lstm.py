@@ -11,19 +11,18 @@ from trade_agent.evaluation.forecast import ForecastEvaluation, evaluate_forecas
 from trade_agent.evaluation.grading import grade
 from trade_agent.evaluation.report import plot_forecast
 from trade_agent.networks.cnn_lstm import CNNLSTM
-from trade_agent.networks.encoders import build_table
 from trade_agent.training.dataset import MIN_SPLIT_ROWS, MarketDataset
 from trade_agent.training.models import Forecaster, folds_to_state, forecaster_spec
 from trade_agent.training.monitoring.watch import Watch
 from trade_agent.training.stages.context import StageContext, StageOutcome, seed_everything
 from trade_agent.training.supervised import (
-    TABLE_BATCH,
     FitResult,
     FitSettings,
     Fold,
     Targets,
     align_latent,
     evaluate_loss,
+    feature_table,
     fit_forecaster,
     fold_bounds,
     label_rows,
@@ -135,14 +134,14 @@ def _cross_fit(
     if count == 0:
         return folds
     features, network = context.dataset.features, forecaster.network
-    final_table = build_table(network, features, TABLE_BATCH)
+    final_table = feature_table(network, features)
     purge_bars = network.window_bars + max(forecaster.horizons)
     for index, block in enumerate(fold_bounds(bars, count)):
         others = outside(bars, block, purge_bars)
         label = f"cross-fit {index + 1}/{count}"
         longest = max(forecaster.horizons)
         fold_network, _ = _fit(context, forecaster.spec, targets, settings, others, longest, label, Watch())
-        table = build_table(fold_network, features, TABLE_BATCH)
+        table = feature_table(fold_network, features)
         weight, bias = align_latent(table, final_table, others, network.latent_dim)
         # Blocks follow each other without a gap, so the last one also covers the rows whose labels leave the split.
         stop = context.dataset.split.train.stop if index == count - 1 else block.stop
@@ -152,7 +151,7 @@ def _cross_fit(
 
 def _outcome(context: StageContext, forecaster: Forecaster, folds: list[Fold], fit: FitResult) -> StageOutcome:
     dataset = context.dataset
-    table = build_table(forecaster.network, dataset.features, TABLE_BATCH)
+    table = feature_table(forecaster.network, dataset.features)
     validation = [evaluate(context, forecaster, table, asset, dataset.split.validation) for asset in _assets(dataset)]
     test = [evaluate(context, forecaster, table, asset, dataset.split.test) for asset in _assets(dataset)]
     inputs = _pooled([result.grade_inputs() for result in test]) | dataset.grade_inputs()

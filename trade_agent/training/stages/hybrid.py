@@ -16,7 +16,7 @@ from trade_agent.agents.base import Agent, make_adam
 from trade_agent.agents.builders import agent_from_spec
 from trade_agent.config.schema import AgentModel, CnnLstmStage, HybridStage
 from trade_agent.errors import RegistryError
-from trade_agent.networks.encoders import Encoding, WindowEncoder, build_table
+from trade_agent.networks.encoders import Encoding, WindowEncoder
 from trade_agent.training.agent_loop import expected_updates, loop_env_steps
 from trade_agent.training.distributed import World
 from trade_agent.training.learner import Learner, tensors_of
@@ -38,7 +38,7 @@ from trade_agent.training.stages.trading import (
     train_rows,
     validate,
 )
-from trade_agent.training.supervised import TABLE_BATCH, Targets, forecast_loss, valid_entries
+from trade_agent.training.supervised import Targets, feature_table, forecast_loss, valid_entries
 
 # What the weights of an agent mean: a hybrid goes on from them and must be built alike.
 INHERITED = (
@@ -309,4 +309,4 @@ def join(
 
 def hybrid_policy(agent: Agent, forecaster: Forecaster, features: Tensor) -> AgentPolicy:
     """The deterministic policy of the joined network as it stands."""
-    return AgentPolicy(agent, build_table(forecaster.network, features, TABLE_BATCH))
+    return AgentPolicy(agent, feature_table(forecaster.network, features))

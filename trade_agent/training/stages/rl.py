@@ -5,7 +5,7 @@ from torch import Tensor
 
 from trade_agent.agents.builders import agent_from_spec
 from trade_agent.config.schema import AgentModel
-from trade_agent.networks.encoders import TableEncoder, build_table
+from trade_agent.networks.encoders import TableEncoder
 from trade_agent.training.learner import Learner
 from trade_agent.training.models import (
     AgentPolicy,
@@ -24,7 +24,7 @@ from trade_agent.training.stages.trading import (
     train_rows,
     validate,
 )
-from trade_agent.training.supervised import TABLE_BATCH, cross_fitted_table
+from trade_agent.training.supervised import cross_fitted_table, feature_table
 
 
 def run(context: StageContext, *, model: AgentModel, forecaster: Parent) -> StageOutcome:
@@ -35,7 +35,7 @@ def run(context: StageContext, *, model: AgentModel, forecaster: Parent) -> Stag
     folds = folds_from_state(forecaster.state, dataset.bars.symbols, dataset.bars.timestamps, first_window)
     # Train rows read forecasts made without them, as test rows do; evaluation reads the final forecaster throughout.
     encoder = TableEncoder(cross_fitted_table(parent.network, folds, dataset.features))
-    table = build_table(parent.network, dataset.features, TABLE_BATCH)
+    table = feature_table(parent.network, dataset.features)
     width = observation_dim(parent.network, dataset.num_assets, dataset.rules)
     agent = agent_from_spec(
         agent_spec(model, observation_dim=width, action_dim=dataset.num_assets, rules=dataset.rules),
