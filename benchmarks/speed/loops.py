@@ -16,11 +16,13 @@ from trade_agent.agents.replay import ReplayBuffer
 from trade_agent.envs.batched import TrainingMarket
 from trade_agent.envs.rules import MarketRules
 from trade_agent.envs.series import MarketSeries
+from trade_agent.training.capture import CapturedLearner
 from trade_agent.training.checkpoint import Checkpoints, no_checkpoints
 from trade_agent.training.distributed import World
+from trade_agent.training.graphs import Graphs
 from trade_agent.training.learner import Learner
 from trade_agent.training.models import Forecaster
-from trade_agent.training.reinforcement import Hooks, Learn, train_off_policy, train_on_policy
+from trade_agent.training.reinforcement import Hooks, train_off_policy, train_on_policy
 from trade_agent.training.stages.hybrid import JointLearner
 from trade_agent.training.supervised import FitSettings, Targets, fit_forecaster, samples
 
@@ -30,10 +32,11 @@ ROLLOUT_STEPS = 64
 
 
 class AgentLoop(NamedTuple):
-    """What ``run`` trains is what ``learner`` holds."""
+    """``run`` trains what ``learner`` holds in ``market``."""
 
     run: Callable[[], object]
     learner: Learner
+    market: TrainingMarket
 
 
 def agent_loop(
@@ -43,12 +46,12 @@ def agent_loop(
     updates: int,
     device: torch.device,
     settings: dict[str, Any] | None = None,
-    wrap: Callable[[Learner], Learn] = lambda learner: learner,
+    graphs: Callable[[torch.Generator], Graphs] | None = None,
     checkpoints: Checkpoints | None = None,
 ) -> AgentLoop:
     """Training of an agent, on a table of features or (``joint``) together with its forecaster, for so many updates.
 
-    settings: of the agent, beside its defaults. wrap: what takes the place of the learner.
+    settings: of the agent, beside its defaults. graphs: where updates and steps are captured.
     """
     torch.manual_seed(0)
     generator = torch.Generator(device).manual_seed(1)
@@ -57,10 +60,12 @@ def agent_loop(
     width = FEATURES + joint * forecaster.feature_dim + market.private_dim
     agent = AGENT_BUILDERS[algorithm](observation_dim=width, action_dim=1, device=device, **(settings or {}))
     learner = _joint_learner(agent, forecaster, inputs) if joint else Learner(agent, _observe(inputs))
+    where = graphs(generator) if graphs else None
     every: dict[str, Any] = {
         "env": market,
         "observe": learner.observe,
-        "learn": wrap(learner),
+        "learn": CapturedLearner(learner, where) if where else learner,
+        "graphs": where,
         "learning_rate_schedule": "linear",
         "batch_size": BATCH,
         "validation_checks": 1,
@@ -72,7 +77,7 @@ def agent_loop(
         rollout = ROLLOUT_STEPS * NUM_ENVS
         rounds = updates * BATCH // rollout
         run = partial(train_on_policy, total_env_steps=rounds * rollout, rollout_steps=ROLLOUT_STEPS, epochs=1)
-        return AgentLoop(partial(run, agent, **every), learner)
+        return AgentLoop(partial(run, agent, **every), learner, market)
     replay = ReplayBuffer(capacity=10_000, private_dim=market.private_dim, action_dim=1, device=device)
     warmup, per_update = 4 * NUM_ENVS, 4
     run = partial(
@@ -86,7 +91,7 @@ def agent_loop(
         env_steps_per_update=per_update,
         **every,
     )
-    return AgentLoop(run, learner)
+    return AgentLoop(run, learner, market)
 
 
 def forecaster_loop(*, updates: int, device: torch.device) -> Callable[[], object]:

@@ -11,7 +11,7 @@ from trade_agent.agents.ppo import PPO
 from trade_agent.agents.replay import ReplayBuffer
 from trade_agent.config.schema import AgentModel, OffPolicyModel, PpoModel, Td3Model
 from trade_agent.envs.batched import BatchedEnv
-from trade_agent.training.capture import captured
+from trade_agent.training.capture import CapturedLearner, graphs_of
 from trade_agent.training.checkpoint import Session
 from trade_agent.training.learner import Learner, Observe
 from trade_agent.training.monitoring.watch import Watch
@@ -42,13 +42,14 @@ def train_in(
 ) -> tuple[int, History]:
     """Run the loop of the agent's kind in `env`, or go on with it from the newest checkpoint of `session`.
 
-    capture: replay the updates of `learner` as CUDA graphs, see `trade_agent.training.capture`.
+    capture: replay updates, and steps of the market, as CUDA graphs, see `trade_agent.training.capture`.
     validation_figures: what `check` tells the watch, as far as an alarm may be raised for it.
     Returns environment steps and the history of its metrics.
     """
     history: History = {}
     world = session.checkpoints.world
-    learn: Learn = captured(learner, device=env.device, world=world) if capture else learner
+    graphs = graphs_of(generator, world=world) if capture else None
+    learn: Learn = CapturedLearner(learner, graphs) if graphs else learner
     batch_size = world.share(model.batch_size, "model.batch_size")
     session.keep("history", lambda: pack_history(history), lambda state: history.update(unpack_history(state)))
     watch.expect(
@@ -81,6 +82,7 @@ def train_in(
                 generator=generator,
                 hooks=hooks,
                 session=session,
+                graphs=graphs,
             )
         else:
             assert isinstance(model, OffPolicyModel)
@@ -107,6 +109,7 @@ def train_in(
                 generator=generator,
                 hooks=hooks,
                 session=session,
+                graphs=graphs,
             )
     return env_steps, history
 

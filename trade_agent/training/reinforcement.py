@@ -23,6 +23,8 @@ from trade_agent.agents.rollout import RolloutBuffer
 from trade_agent.envs.batched import BatchedEnv
 from trade_agent.errors import TrainingDivergedError
 from trade_agent.training.checkpoint import Session
+from trade_agent.training.graphs import Graphs
+from trade_agent.training.interaction import make_interaction
 from trade_agent.training.learner import Observe, minibatch
 from trade_agent.training.memory import in_parts
 
@@ -122,6 +124,7 @@ def train_on_policy(
     generator: torch.Generator,
     hooks: Hooks,
     session: Session,
+    graphs: Graphs | None = None,
 ) -> int:
     """Collect a rollout, estimate advantages, go over it `epochs` times; returns the env steps that were made.
 
@@ -129,14 +132,14 @@ def train_on_policy(
 
     Observations are normalised alike throughout a round, and take part in the statistics at its end: the first update
     must find the probabilities with which the actions were drawn.
+    graphs: where the steps are captured.
     """
-    device = env.device
     buffer = RolloutBuffer(
         num_steps=rollout_steps,
         num_envs=env.num_envs,
         private_dim=env.private_dim,
         action_dim=env.action_dim,
-        device=device,
+        device=env.device,
     )
     num_envs = env.num_envs * agent.processes.size
     rounds = math.ceil(total_env_steps / (rollout_steps * num_envs))
@@ -146,15 +149,14 @@ def train_on_policy(
     session.keep("env", env.state_dict, env.load_state_dict)
     session.keep("loop", lambda: dict(done), done.update)
     session.restore()
+    interact = make_interaction(agent, env, observe, generator=generator, graphs=graphs)
     env_steps = done["rounds"] * rollout_steps * num_envs
     hooks.advance(env_steps)
     for index in range(done["rounds"], rounds):
         rates.set(index / rounds)
         buffer.clear()
         while not buffer.full:
-            with torch.no_grad():
-                action = agent.act(observe(env.t, env.private), deterministic=False)
-                seen = env.step(action.action)
+            action, seen = interact(False)
             buffer.add(
                 t=seen.t,
                 private=seen.private,
@@ -165,7 +167,6 @@ def train_on_policy(
                 truncated=seen.truncated,
                 next_private=seen.next_private,
             )
-            agent.reward_normaliser.update(seen.reward, seen.terminated | seen.truncated)
             hooks.advance(num_envs)
         env_steps += rollout_steps * num_envs
         buffer.reward = agent.reward_normaliser(buffer.reward)
@@ -221,14 +222,15 @@ def train_off_policy(
     generator: torch.Generator,
     hooks: Hooks,
     session: Session,
+    graphs: Graphs | None = None,
 ) -> int:
     """Act, store, learn; uniformly random actions first unless the agent is trained already. Returns env steps.
 
     Takes up the newest checkpoint of `session`, and has a boundary after each step of the environments.
 
     What is normalised is stored as it was seen, and normalised by the statistics of the day when it is learned from.
+    graphs: where the steps are captured.
     """
-    device = env.device
     num_envs = env.num_envs * agent.processes.size
     rounds = math.ceil(total_env_steps / num_envs)
     rates = LearningRates(agent.optimizer, learning_rate_schedule, session.rate_factor)
@@ -242,21 +244,13 @@ def train_off_policy(
     session.keep("loop", lambda: dict(done), done.update)
     session.keep("metrics", lambda: dict(metrics), metrics.update)
     session.restore()
+    interact = make_interaction(agent, env, observe, generator=generator, graphs=graphs)
     env_steps = int(done["rounds"]) * num_envs
     hooks.advance(env_steps)
     for index in range(int(done["rounds"]), rounds):
         env_steps = (index + 1) * num_envs
-        with torch.no_grad():
-            observation = observe(env.t, env.private)
-            agent.observation_normaliser.update(observation)
-            if random_warmup and env_steps <= warmup_env_steps:
-                shape = (env.num_envs, env.action_dim)
-                action = torch.rand(shape, generator=generator, device=device) * 2.0 - 1.0
-            else:
-                action = agent.act(observation, deterministic=False).action
-            seen = env.step(action)
-        agent.reward_normaliser.update(seen.reward, seen.terminated | seen.truncated)
-        step = Transitions(seen.t, seen.private, action, seen.reward, seen.terminated, seen.next_private)
+        action, seen = interact(random_warmup and env_steps <= warmup_env_steps)
+        step = Transitions(seen.t, seen.private, action.action, seen.reward, seen.terminated, seen.next_private)
         transitions = window.add(step, seen.truncated)
         if transitions is not None:
             replay.extend(transitions)

@@ -44,7 +44,7 @@ class StageContext:
     checkpoints: Checkpoints
     world: World
     num_trials: int  # models of this kind judged on some of these test rows, this one included
-    capture: bool = False  # whether the updates of agents are replayed as CUDA graphs
+    capture: bool = False  # whether updates of agents and steps of the market are replayed as CUDA graphs
     watch: Watch = field(default_factory=Watch)  # where metrics and validation scores go; by default nowhere
 
 
