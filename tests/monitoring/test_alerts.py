@@ -97,11 +97,11 @@ def test_what_a_stage_is_too_short_for_or_does_not_measure_is_named_at_its_start
         alerts, told = watched(config, memory_factor=0.0)
         alerts.expect({"grad_norm": 3, "memory_bytes": 3, "steps_per_second": 2, SCORE: 1, TURNOVER: 1})
     assert caplog.messages == [
-        "what cannot fire in sac: plateau needs 2 values of validation/sharpe and gets 1, "
-        "exploding_gradient needs 11 values of grad_norm and gets 3, "
-        "throughput_fall needs 15 values of steps_per_second and gets 2, "
-        "collapsed_policy needs 5 values of entropy and gets 0, "
-        "idle_policy needs 2 values of validation/turnover and gets 1"
+        "plateau cannot fire in sac: it needs 2 values of validation/sharpe, of which there will be 1",
+        "exploding_gradient cannot fire in sac: it needs 11 values of grad_norm, of which there will be 3",
+        "throughput_fall cannot fire in sac: it needs 15 values of steps_per_second, of which there will be 2",
+        "collapsed_policy cannot fire in sac: it needs 5 values of entropy, of which there will be 0",
+        "idle_policy cannot fire in sac: it needs 2 values of validation/turnover, of which there will be 1",
     ]
     assert alerts.rules == []
     alerts.consider(1, {"loss": float("nan")}, now=0.0)  # needs no series

@@ -31,7 +31,7 @@ class Kept:
 
 
 def test_metrics_come_with_throughput_and_memory() -> None:
-    sink, times = Kept(), iter([10.0, 10.5, 12.0])
+    sink, times = Kept(), iter([10.0, 10.5, 12.0, 13.0, 14.0, 15.0])
     watch = Watch(sinks=[sink], clock=lambda: next(times))
     watch.metrics(100, {"loss": 1.0})
     watch.metrics(150, {"loss": 0.5})
@@ -39,6 +39,9 @@ def test_metrics_come_with_throughput_and_memory() -> None:
     assert [row.get("steps_per_second") for _, row in sink.rows] == [None, 100.0, 100.0]
     assert all(row["memory_bytes"] > 2**20 for _, row in sink.rows)
     assert [(step, row["loss"]) for step, row in sink.rows] == [(100, 1.0), (150, 0.5), (300, 0.4)]
+    for step in (300, 200, 250):  # the last updates of a step; back to a checkpoint; on from there
+        watch.metrics(step, {})
+    assert [row.get("steps_per_second") for _, row in sink.rows[3:]] == [None, None, 50.0]
 
 
 def test_a_gpu_tells_what_it_holds_and_does(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -46,6 +46,8 @@ def test_as_many_values_come_as_are_announced(trained: Any, tmp_path: Path, name
     run(replace(trained.context(tmp_path, config), watch=watch))
     extra = name.startswith("hybrid")  # what it begins with is a check too
     for series, count in counted.announced.items():
-        assert counted.came[series] == count + (extra and series.startswith("validation/")), series
+        rest = series == "steps_per_second"  # the last updates may belong to the step of those before
+        came = counted.came[series] - (extra and series.startswith("validation/"))
+        assert count - rest <= came <= count, series
     watched_for = {"grad_norm", "entropy", "validation/sharpe", "validation/turnover", "steps_per_second"}
     assert watched_for & counted.came.keys() == watched_for & counted.announced.keys()

@@ -57,17 +57,16 @@ class Alerts:
     def expect(self, counts: Mapping[str, int]) -> None:
         """What the stage is going to measure: series -> how many values, at most. By default nothing.
 
-        The rules that it keeps from firing are named in the log.
+        The log says which rules are kept from firing by that.
         """
         wanted = rules.series_rules(self.config, score=self.score, checks=counts.get(self.score, 0))
         self.rules = [rule for rule in wanted if counts.get(rule.series, 0) >= rule.needs]
-        idle = [
-            f"{rule.name} needs {rule.needs} values of {rule.series} and gets {counts.get(rule.series, 0)}"
-            for rule in wanted
-            if rule not in self.rules
-        ]
-        if idle:
-            log.info(f"what cannot fire in {self.stage}: {', '.join(idle)}")
+        for rule in wanted:
+            if rule not in self.rules:
+                log.info(
+                    f"{rule.name} cannot fire in {self.stage}: it needs {rule.needs} values of {rule.series}, "
+                    f"of which there will be {counts.get(rule.series, 0)}"
+                )
 
     def consider(self, step: int, values: Mapping[str, float], now: float) -> None:
         """Take in what was measured at `step`, and tell the channels what is wrong. now: seconds of any clock."""

@@ -72,10 +72,11 @@ class Watch:
             self.alerts.close()
 
     def _throughput(self, step: int) -> dict[str, float]:
-        """Steps per second since the last metrics, validation checks in between included."""
+        """Steps per second since the last metrics, validation checks in between included; nothing where no step was
+        made, or the training went back to a checkpoint."""
         now = self.clock()
         last, self._last = self._last, (step, now)
-        if last is None or now <= last[1]:
+        if last is None or step <= last[0] or now <= last[1]:
             return {}
         return {"steps_per_second": (step - last[0]) / (now - last[1])}
 

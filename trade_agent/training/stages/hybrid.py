@@ -143,8 +143,9 @@ class JointLearner(Learner):
         metrics = super().step(metrics)
         if not self.frozen:
             self.world.average_gradients(list(self.network.parameters()))
-            torch.nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
+            norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
             self.optimizer.step()
+            metrics = metrics | {"grad_norm_forecaster": norm}
         return metrics
 
     @property
