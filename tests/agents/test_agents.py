@@ -187,6 +187,8 @@ def test_gradient_clipping():
     assert clip_gradients(parameters, 0.5).item() == 5.0
     assert_close(parameters[0].grad, torch.tensor([0.3, 0.0]))
     assert_close(parameters[1].grad, torch.tensor([0.4]))
+    clip_gradients(parameters, 0.6)  # a norm of 0.5 is within it and not made larger
+    assert_close(parameters[1].grad, torch.tensor([0.4]))
 
 
 def test_only_termination_cuts_the_target():
@@ -335,6 +337,8 @@ def test_ppo_clip_stops_the_gradient_of_a_row_that_has_gone_far_enough():
     total, metrics = agent.losses(agent.prepare(TensorDict(fields | gained, batch_size=[2])))
     total.backward()
     assert metrics["clip_fraction"] == 1.0
+    # Of log ratios 1 and -1: the mean of e - 1 - 1 and 1/e - 1 + 1.
+    assert_close(metrics["approx_kl"], torch.tensor(0.543081), atol=1e-5, rtol=0.0)
     assert not any(parameter.grad.any() for parameter in agent.policy.parameters())
     lost = {"log_prob": act.log_prob + torch.tensor([1.0, -1.0]), "advantage": torch.tensor([1.0, -1.0])}
     agent.losses(agent.prepare(TensorDict(fields | lost, batch_size=[2])))[0].backward()

@@ -145,3 +145,9 @@ def test_state_dependent_deviation_is_clamped():
     with torch.no_grad():
         policy.network.bias.copy_(torch.tensor([0.0, -50.0]))
     assert policy(torch.zeros(1, 1))[1].item() == -20.0
+
+
+def test_samples_of_a_beta_density_keep_off_the_bounds():
+    torch.manual_seed(0)
+    alpha, beta = torch.tensor([[1e9, 1.5]]), torch.tensor([[1.5, 1e9]])
+    assert StretchedBeta().sample((alpha, beta)).tolist() == [pytest.approx([1.0 - 1e-6, 1e-6], abs=1e-7)]

@@ -261,8 +261,16 @@ def test_a_batch_that_was_not_reset_or_lacks_actions_is_refused(arguments: Calla
     with pytest.raises(gymnasium.error.ResetNeeded):
         env.step(np.zeros((3, 2)))
     env.reset(seed=0)
-    with pytest.raises(gymnasium.error.InvalidAction, match=r"2 for each of 3 accounts"):
-        env.step(np.zeros((2, 2)))
+    # As many numbers in another layout would be the orders of somebody else.
+    for shape in ((2, 2), (2, 3), (6,)):
+        with pytest.raises(gymnasium.error.InvalidAction, match=r"2 for each of 3 accounts"):
+            env.step(np.zeros(shape))
+
+
+@pytest.mark.parametrize("start", [5.5, "first", [6, 7, 8]])
+def test_what_is_no_row_is_refused(start: Any, arguments: Callable[..., dict[str, Any]]) -> None:
+    with pytest.raises(ConfigError, match=r"options\['start'\] is .*; give one row, or 2"):
+        MarketVectorEnv(**arguments(), num_envs=2).reset(options={"start": start})
 
 
 def test_what_is_returned_is_not_the_state(arguments: Callable[..., dict[str, Any]]) -> None:

@@ -76,6 +76,8 @@ def test_a_gap_through_the_maintenance_level_is_booked_at_the_gap_price(
     assert not bool(results[2].truncated)
     assert float(states[2].units) == 0.0
     assert float(results[1].cost) == 0.0
+    drawdown = account_fields(rules, 1).index("drawdown")
+    assert float(account_observation(series, rules, states[2])[0, drawdown]) == 1.0  # of 1.2, kept in [0, 1]
 
 
 def test_an_order_at_the_close_does_not_fill_when_that_close_is_ruin(price_series: Series, free_rules: Rules) -> None:
@@ -101,6 +103,14 @@ def test_the_maintenance_level_itself_is_ruin(price_series: Series, free_rules: 
     for maintenance, ruined in ((0.5, True), (0.49, False)):
         _, results = play(series, free_rules(maintenance=maintenance), [1.0])
         assert bool(results[0].terminated) is ruined
+
+
+@pytest.mark.parametrize("fill", ["next_open", "next_close", "same_close"])
+def test_the_maintenance_level_itself_is_ruin_at_the_open(fill: str, price_series: Series, free_rules: Rules) -> None:
+    series = price_series([100.0, 100.0, 50.0], [100.0, 100.0, 100.0])
+    for maintenance, ends_with in ((0.5, 50.0), (0.49, 100.0)):
+        states, _ = play(series, free_rules(fill=fill, maintenance=maintenance), [1.0, float("nan")])
+        assert equity(states)[-1] == ends_with
 
 
 def test_debt_of_a_ruined_account_does_not_grow(price_series: Series, free_rules: Rules) -> None:

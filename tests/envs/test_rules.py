@@ -42,8 +42,8 @@ def test_discrete_positions_are_fractions_of_max_weight(allow_short: bool, posit
     [
         (True, (0.0,), "at least two"),
         (True, (0.0, 0.0), "different"),
-        (True, (0.0, 1.5), "holds 1.5"),
-        (False, (-1.0, 1.0), "holds -1.0.*allow_short"),
+        (True, (0.0, 1.5), "hold 1.5"),
+        (False, (-1.0, 1.0), "hold -1.0.*allow_short"),
     ],
 )
 def test_bad_positions_are_refused(allow_short: bool, positions: tuple[float, ...], message: str) -> None:
@@ -62,6 +62,7 @@ def test_bad_positions_are_refused(allow_short: bool, positions: tuple[float, ..
         ("max_weight", float("inf")),
         ("periods_per_year", 0.0),
         ("latency_bars", -1),
+        ("latency_bars", 1.5),
         ("maintenance", 1.0),
         ("reward_floor", 0.0),
         ("sharpe_decay", 0.0),
@@ -72,3 +73,8 @@ def test_bad_positions_are_refused(allow_short: bool, positions: tuple[float, ..
 def test_a_bad_setting_is_named(field: str, value: Any) -> None:
     with pytest.raises(ConfigError, match=f"env.{field} is .*; use"):
         MarketRules(**{field: value})
+
+
+def test_a_rate_for_each_account_has_no_minimum() -> None:
+    with pytest.raises(ConfigError, match=r"a rate for each account; use it without env.commission_min"):
+        MarketRules(commission_bps=torch.tensor([1.0, 2.0]), commission_min=3.0)

@@ -171,3 +171,7 @@ def test_features_must_fit_the_series_and_be_finite(random_series: SeriesFactory
     MarketEnv(series=series, rules=MarketRules(), features=features, rows=range(5, NUM_BARS), num_envs=1)
     with pytest.raises(DataError, match=r"not finite within rows 4\.\.59"):
         MarketEnv(series=series, rules=MarketRules(), features=features, rows=range(4, NUM_BARS), num_envs=1)
+    with pytest.raises(DataError, match=r"not finite within rows 4\.\.59"):  # the first window begins there
+        MarketEnv(
+            series=series, rules=MarketRules(), features=features, rows=range(5, NUM_BARS), num_envs=1, window_bars=2
+        )

@@ -16,6 +16,7 @@ def check_config(config: TrainingConfig) -> None:
         check_value(name, value, metadata)
     check_stage_and_model(config)
     check_task(config)
+    check_market(config.env)
     check_upstream(config)
     check_replay(config)
     check_positions(config)
@@ -67,6 +68,16 @@ def check_stage_and_model(config: TrainingConfig) -> None:
 def check_task(config: TrainingConfig) -> None:
     if isinstance(config.env, schema.GymnasiumConfig) and config.stage.name != "rl":
         raise ConfigError(f"stage={config.stage.name} needs a market, and env=gymnasium is none", "use stage=rl")
+
+
+def check_market(env: schema.EnvConfig) -> None:
+    if not isinstance(env, schema.MarketConfig) or env.sizing != "fixed_notional":
+        return
+    if env.reward in ("log_return", "drawdown_penalised"):
+        raise ConfigError(
+            f"env.reward={env.reward} compounds and env.sizing=fixed_notional does not",
+            "use env.reward=mean_variance or differential_sharpe",
+        )
 
 
 def check_upstream(config: TrainingConfig) -> None:
@@ -204,7 +215,7 @@ def check_data(data: schema.DataConfig) -> None:
     for item in fields(data.columns):
         if getattr(data.columns, item.name) is not None and data.source not in FILE_SOURCES[:3]:
             raise ConfigError(f"data.columns.{item.name} is not read by data={data.source}", "use data=csv")
-    if data.source in schema.SYNTHETIC_MARKETS and not (data.num_bars and data.num_bars > 1 and (data.seed or 0) >= 0):
+    if data.source in schema.SYNTHETIC_MARKETS and ((data.num_bars or 0) < 2 or data.seed is None or data.seed < 0):
         raise ConfigError(
             f"data.num_bars={data.num_bars} and data.seed={data.seed} make no market",
             "use at least 2 bars and a seed of 0 or more",

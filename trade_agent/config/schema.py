@@ -251,8 +251,8 @@ class MarketConfig(EnvConfig):
     sizing: str = choice("equity", "fixed_notional")
     episode_bars: int = number(2, 10_000_000)
     initial_equity: float = number(1e-6, 1e15)
-    max_leverage: float = number(0.0, 1000.0)
-    max_weight: float = number(0.0, 1000.0)
+    max_leverage: float = number(1e-6, 1000.0)
+    max_weight: float = number(1e-6, 1000.0)
     allow_short: bool = MISSING
     no_trade_band: float = number(0.0, 10.0)
     commission_bps: float = number(0.0, 10_000.0)
@@ -262,12 +262,12 @@ class MarketConfig(EnvConfig):
     impact: float = number(0.0, 1e6)
     borrow_rate: float = number(0.0, 100.0)
     financing_rate: float = number(0.0, 100.0)
-    maintenance: float = number(0.0, 1.0)
+    maintenance: float = number(0.0, 0.999)
     reward: str = choice("log_return", "differential_sharpe", "mean_variance", "drawdown_penalised")
     sharpe_decay: float = number(1e-6, 1.0)
     risk_aversion: float = number(0.0, 1e6)
     drawdown_penalty: float = number(0.0, 1e6)
-    reward_floor: float = number(-1e6, 0.0)
+    reward_floor: float = number(-1e6, -1e-6)
 
 
 # ---------------------------------------------------------------------------------------------- machinery

@@ -64,10 +64,10 @@ def plan_episodes(
         raise ConfigError(
             f"env.episode_bars is {length} and the rows hold {available} steps", "use between 1 and that many bars"
         )
-    visible = features[rows.start - window_bars + 1 : rows.stop]
-    if not bool(torch.isfinite(visible).all()):
+    first = rows.start - window_bars + 1
+    if not bool(torch.isfinite(features[first : rows.stop]).all()):
         raise DataError(
-            f"features are not finite within rows {rows.start}..{rows.stop - 1}",
+            f"features are not finite within rows {first}..{rows.stop - 1}",
             "start the rows after the warm-up and fill the features of assets that are not listed",
         )
     return Episodes(first=rows.start, last=rows.stop - 1, length=length, random_starts=random_starts)

@@ -84,10 +84,11 @@ class _Accounts:
         return _numpy(result.reward.to(torch.float64)), _numpy(result.terminated), _numpy(result.truncated), info
 
     def _chosen(self, action: Any, num_accounts: int) -> Tensor:
-        """Actions [N, A] in [-1, 1] (what lies outside is clipped by the market)."""
+        """Actions [N, A] in [-1, 1] (what lies outside is clipped by the market); dimensions of 1 may be missing."""
         wanted = np.asarray(action)
         num_assets = self.series.num_assets
-        if wanted.size != num_accounts * num_assets or wanted.ndim > 2:
+        needed = tuple(size for size in (num_accounts, num_assets) if size > 1)
+        if wanted.ndim > 2 or wanted.squeeze().shape != needed:
             raise InvalidAction(
                 f"an action of shape {wanted.shape} is not {num_assets} for each of {num_accounts} accounts"
             )
@@ -118,7 +119,10 @@ class _Accounts:
 
     def given(self, start: Any, count: int) -> Array:
         """``options["start"]`` as start rows [count]."""
-        rows = np.broadcast_to(np.asarray(start, dtype=np.int64), (count,)).copy()
+        wanted = np.asarray(start)
+        if not np.issubdtype(wanted.dtype, np.integer) or wanted.shape not in ((), (count,)):
+            raise ConfigError(f"options['start'] is {start}", f"give one row, or {count}")
+        rows = np.broadcast_to(wanted.astype(np.int64), (count,)).copy()
         if rows.min() < self.episodes.first or rows.max() >= self.episodes.last:
             raise ConfigError(
                 f"options['start'] is {start}", f"start within {self.episodes.first}..{self.episodes.last - 1}"

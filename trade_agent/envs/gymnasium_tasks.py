@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from trade_agent.envs.batched import Experience
-from trade_agent.errors import ConfigError
+from trade_agent.errors import ConfigError, TrainingDivergedError
 
 Floats = NDArray[np.float64]
 Act = Callable[[Tensor], Tensor]  # observation [B, K] -> action [B, A] in [-1, 1]
@@ -79,8 +79,7 @@ def describe_task(task_id: str) -> Task:
 class GymnasiumTasks:
     """N copies of one task, stepped one after another, each restarted in the step that ends its episode.
 
-    seed: of the first copy; the others follow it. Rewards are multiplied by `reward_scale`. `finished` collects the
-    unscaled returns of the episodes that ended; whoever reads it empties it.
+    seed: of the first copy; the others follow it. Rewards are multiplied by `reward_scale`.
     """
 
     def __init__(
@@ -90,8 +89,6 @@ class GymnasiumTasks:
         self.envs = SyncVectorEnv([lambda: make_env(task_id)] * num_envs, autoreset_mode=AutoresetMode.SAME_STEP)
         self.private_dim = size(self.envs.single_observation_space)
         self.action_dim = size(self.envs.single_action_space)
-        self.finished: list[float] = []
-        self._running = np.zeros(num_envs)  # returns so far
         self._actions = bytearray()  # every action so far, float32: no simulator tells its own state
         observation, _ = self.envs.reset(seed=seed)
         self.private = self._tensor(observation)
@@ -105,19 +102,17 @@ class GymnasiumTasks:
         """One step of every copy; `action` [N, A] in [-1, 1] means the range of the task's own action space."""
         box = self.envs.single_action_space
         assert isinstance(box, Box)
+        played = rescale(action, box)
         self._actions += action.to("cpu", torch.float32).numpy().tobytes()
-        observation, reward, terminated, truncated, info = self.envs.step(rescale(action, box))
+        observation, reward, terminated, truncated, info = self.envs.step(played)
         self.private, private = self._tensor(observation), self.private
         next_private = self.private
         done = terminated | truncated
-        self._running += reward
         if done.any():
             # `observation` is already the first one of the next episode there.
             next_private = self.private.clone()
             ended = np.flatnonzero(done)
             next_private[ended] = self._tensor(np.stack([info["final_obs"][index] for index in ended]))
-            self.finished += self._running[ended].tolist()
-            self._running[ended] = 0.0
         return Experience(
             self.t,
             private,
@@ -136,7 +131,6 @@ class GymnasiumTasks:
         """For a fresh object made with the same arguments. Takes the time of all steps so far, without the learning."""
         for action in state["actions"]:
             self.step(action.to(self._device))
-        self.finished.clear()
 
     def _tensor(self, observation: NDArray[Any]) -> Tensor:
         """[B, ...] -> [B, K] float32, a copy."""
@@ -144,9 +138,15 @@ class GymnasiumTasks:
 
 
 def rescale(action: Tensor, box: Box) -> NDArray[Any]:
-    """[B, A] in [-1, 1] -> [B, *shape] between the bounds of the box."""
+    """[B, A] in [-1, 1] -> [B, *shape] between the bounds of the box.
+
+    Raises TrainingDivergedError for NaN or infinity: some simulators play on with what was no action.
+    """
+    values = action.double().cpu().numpy().reshape(-1, *box.shape)
+    if not np.isfinite(values).all():
+        raise TrainingDivergedError("the policy gave NaN or infinity", "lower model.learning_rate")
     low, high = box.low.astype(np.float64), box.high.astype(np.float64)
-    unit = (action.double().clamp(-1.0, 1.0).cpu().numpy().reshape(-1, *box.shape) + 1.0) / 2.0
+    unit = (values.clip(-1.0, 1.0) + 1.0) / 2.0
     return (low + unit * (high - low)).astype(box.dtype)
 
 

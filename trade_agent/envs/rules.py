@@ -104,8 +104,10 @@ class MarketRules:
             value = getattr(self, name)
             if not (math.isfinite(value) and value > 0.0):
                 raise ConfigError(f"env.{name} is {value}", "use a finite number above zero")
-        if self.latency_bars < 0:
-            raise ConfigError(f"env.latency_bars is {self.latency_bars}", "use zero or more bars")
+        if self.latency_bars < 0 or self.latency_bars != int(self.latency_bars):
+            raise ConfigError(f"env.latency_bars is {self.latency_bars}", "use zero or more whole bars")
+        if isinstance(self.commission_bps, Tensor) and self.commission_min > 0.0:
+            raise ConfigError("env.commission_bps is a rate for each account", "use it without env.commission_min")
         if not 0.0 < self.sharpe_decay <= 1.0:
             raise ConfigError(f"env.sharpe_decay is {self.sharpe_decay}", "use a number above 0 and at most 1")
         if not 0.0 <= self.maintenance < 1.0:
@@ -150,11 +152,11 @@ def position_actions(rules: MarketRules, positions: Sequence[float]) -> Tensor:
     """
     low = -1.0 if rules.allow_short else 0.0
     if len(positions) < 2 or len(set(positions)) != len(positions):
-        raise ConfigError(f"env.positions is {tuple(positions)}", "give at least two different positions")
+        raise ConfigError(f"positions are {tuple(positions)}", "give at least two different ones")
     for position in positions:
         if not low <= position <= 1.0:
             raise ConfigError(
-                f"env.positions holds {position}", f"use fractions of max_weight in [{low:g}, 1] (env.allow_short)"
+                f"positions hold {position}", f"use fractions of max_weight in [{low:g}, 1] (env.allow_short)"
             )
     values = torch.tensor(positions, dtype=torch.float32)
     return values if rules.allow_short else 2.0 * values - 1.0
