@@ -33,13 +33,11 @@ def run(cfg: DictConfig) -> dict[str, float] | None:
         # Unresolved: `${oc.env:TOKEN}` stays what was typed, and the token stays out of every file.
         overrides = [str(each) for each in OmegaConf.to_container(job.overrides.task, resolve=False) or []]
         config = load_config(cfg, default_command(overrides))
-        from trade_agent.training.unified_manager import run_config  # imports torch: not for --help
+        from trade_agent.training.runs import run_config  # imports torch: not for --help
 
-        # One of several processes reports nothing: pruned by itself it would leave the others waiting.
-        searches = job.mode == RunMode.MULTIRUN and "study_name" in job.sweeper and "WORLD_SIZE" not in os.environ
-        trial = trial_of(job) if searches else None
+        trial = trial_of(job) if job.mode == RunMode.MULTIRUN and "study_name" in job.sweeper else None
         try:
-            return run_config(config, run_dir=run_dir, arguments=overrides, trial=trial).validation
+            return run_config(config, run_dir=run_dir, trial=trial).validation
         except TrialPrunedError as pruned:
             print(pruned)
             return None
@@ -69,35 +67,47 @@ def main() -> None:
     folders = [argument.removeprefix("resume=") for argument in arguments if argument.startswith("resume=")]
     if folders and len(arguments) > 1:
         raise ConfigError("resume= takes everything from the folder of the run", "leave the other arguments away")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        if os.environ["RANK"] != "0":  # the first of the processes tells what is to be trained
+            from trade_agent.training.runs import join_run
+
+            join_run()
+            return
+        sys.argv += arguments_under_torchrun(arguments)
     if folders:  # config and identity come from the folder: Hydra has nothing to compose
-        from trade_agent.training.unified_manager import resume_run
+        from trade_agent.training.runs import resume_run
 
         resume_run(Path(folders[0]))
         return
-    if "WORLD_SIZE" in os.environ:
-        sys.argv += worker_arguments(arguments)
     run()
 
 
-def worker_arguments(arguments: list[str]) -> list[str]:
-    """What torchrun's workers need besides their own arguments: one run folder, in which only the first one writes.
+def arguments_under_torchrun(arguments: list[str]) -> list[str]:
+    """What the first of torchrun's workers needs besides its own arguments: the same folder after a restart.
 
-    Raises ConfigError for a sweep: each worker would draw its own trials.
+    Raises ConfigError for a sweep, of which each worker would draw its own trials, and where restarts are asked for in
+    a form in which they cannot go on.
     """
+    size = os.environ["WORLD_SIZE"]
     sweeps = [argument for argument in arguments if asks_for_sweep(argument)]
     if sweeps:
         rest = " ".join(argument for argument in arguments if argument not in sweeps)
-        size = os.environ["WORLD_SIZE"]
         raise ConfigError(
             "a sweep under torchrun would train every worker on trials of its own",
             f"use: python train.py -m device.processes={size} {rest}",
         )
-    if os.environ.get("RANK", "0") != "0":
-        return ["hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_logging=disabled"]
+    restarts = os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")
+    if restarts != "0" and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        raise ConfigError(
+            "a restart of torchrun would look for the processes that died (pytorch issue 135712)",
+            f"use: TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 torchrun --standalone --max-restarts {restarts} "
+            f"--nproc-per-node {size} train.py ..., or: python train.py device.processes={size} ...",
+        )
+    named = any(argument.startswith(("hydra.run.dir=", "resume=")) for argument in arguments)
     run_id = os.environ.get("TORCHELASTIC_RUN_ID", "none")
-    if run_id == "none" or any(argument.startswith("hydra.run.dir=") for argument in arguments):
+    if named or run_id == "none":
         return []
-    return [f"hydra.run.dir=${{paths.outputs}}/${{stage.name}}/torchrun-{run_id}"]  # the same one after a restart
+    return [f"hydra.run.dir=${{paths.outputs}}/${{stage.name}}/torchrun-{run_id}"]
 
 
 def asks_for_sweep(argument: str) -> bool:

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from hydra.core.config_store import ConfigStore
 
-from trade_agent.config.load import compose_config, load_config
+from trade_agent.config.load import compose_config
 from trade_agent.errors import ConfigError
 from trade_agent.slurm import check_options, join_tasks
-from trade_agent.training.launch import launch
+from trade_agent.training.launch import check_place
 
 ROOT = Path(__file__).resolve().parents[1]
 OPTIONS = {"timeout_min": 60, "signal_delay_s": 60, "max_num_timeout": 0, "array_parallelism": 1}
@@ -89,7 +89,7 @@ def test_what_a_job_asks_for_is_in_its_script_and_a_refusal_is_one_line(tmp_path
     assert wanted <= {line.removeprefix("#SBATCH --") for line in lines}
 
 
-TORCH = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+TORCH = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
 def test_tasks_of_a_job_know_their_place(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,22 +100,22 @@ def test_tasks_of_a_job_know_their_place(monkeypatch: pytest.MonkeyPatch) -> Non
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("SUBMITIT_EXECUTOR", "slurm")
     monkeypatch.setattr(os, "environ", os.environ.copy())
-    assert "hydra.output_subdir=null" in join_tasks()
-    assert [os.environ[name] for name in TORCH] == ["3", "1", "4", "node07", "20123"]
+    assert join_tasks() == 3
+    assert [os.environ[name] for name in TORCH] == ["3", "1", "4", "2", "node07", "20123"]
     os.environ["SLURM_PROCID"] = "0"
-    assert join_tasks() == []
+    assert join_tasks() == 0
 
 
 def test_a_job_of_one_task_is_no_part_of_anything(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"SUBMITIT_EXECUTOR": "slurm", "SLURM_JOB_ID": "7", "SLURM_NTASKS": "1"}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("WORLD_SIZE", raising=False)
-    assert join_tasks() == []
+    assert join_tasks() == 0
     assert "WORLD_SIZE" not in os.environ
 
 
-def test_a_job_starts_no_processes_of_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_job_starts_no_processes_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    check_place(3)
     monkeypatch.setenv("SUBMITIT_EXECUTOR", "slurm")
-    device = load_config(compose_config(["device.processes=3"]), "").device
     with pytest.raises(ConfigError, match=r"use hydra.launcher.tasks_per_node=3"):
-        launch(device, tmp_path, [])
+        check_place(3)

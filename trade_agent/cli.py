@@ -133,9 +133,10 @@ def train(options: list[str], data: str | None, extra: Sequence[str] | None, sea
         print(default_command(arguments), file=sys.stderr)
         raise typer.Exit(subprocess.run([sys.executable, str(conf_dir().parent / "train.py"), *arguments]).returncode)
     config = load_config(compose_config(overrides), default_command(overrides))
-    from trade_agent.training.unified_manager import default_run_dir, run_config
+    from trade_agent.training.resume import default_run_dir
+    from trade_agent.training.runs import run_config
 
-    run_config(config, run_dir=default_run_dir(config), arguments=overrides)
+    run_config(config, run_dir=default_run_dir(config))
 
 
 def ask_before_upstream(own: Sequence[str]) -> list[str]:
@@ -255,7 +256,7 @@ def resume(
     folder: Annotated[Path, typer.Argument(help="Folder of a run that was stopped, such as outputs/hybrid/...")],
 ) -> None:
     """Go on with a run that was stopped, from its last checkpoint; the same as `python train.py resume=FOLDER`."""
-    from trade_agent.training.unified_manager import resume_run
+    from trade_agent.training.runs import resume_run
 
     resume_run(folder)
 

@@ -55,7 +55,9 @@ class TrainingDivergedError(TradeAgentError):
 
 
 class PeerLostError(TradeAgentError):
-    """Another process that trains along died, or the network to it is gone."""
+    """Another process that trains along died, or the network to it is gone. All may start again (EX_UNAVAILABLE)."""
+
+    exit_code = 69
 
 
 class JobError(TradeAgentError):

@@ -17,6 +17,7 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra_plugins.hydra_submitit_launcher import submitit_launcher
 from omegaconf import read_write
 
+from trade_agent.console import exit_code_of
 from trade_agent.errors import ConfigError, JobError, PeerLostError
 
 log = logging.getLogger(__name__)
@@ -37,9 +38,14 @@ class SlurmLauncher(submitit_launcher.SlurmLauncher):  # type: ignore[misc]
     """
 
     def __call__(self, sweep_overrides: list[str], *arguments: Any) -> JobReturn:
-        """One task of a job, in the job. Where another task is lost it ends without a result: whether the job is a
-        failed trial, or starts again because a node died, is for SLURM to say."""
-        returned = super().__call__([*sweep_overrides, *join_tasks()], *arguments)
+        """One task of a job, in the job: the first one composes the config, the others join it.
+
+        Where another task is lost it ends without a result: whether the job is a failed trial, or starts again because
+        a node died, is for SLURM to say.
+        """
+        if join_tasks() > 0:
+            return joined()
+        returned = super().__call__(sweep_overrides, *arguments)
         if isinstance(returned._return_value, PeerLostError):
             raise SystemExit(EX_TEMPFAIL)
         return returned
@@ -106,24 +112,34 @@ def check_options(options: dict[str, Any]) -> None:
         )
 
 
-def join_tasks() -> list[str]:
-    """Tell torch which of the job's tasks this process is. Returns what a task that does not write needs of Hydra."""
+def join_tasks() -> int:
+    """Tell torch which of the job's tasks this process is. Returns its rank."""
     from submitit import JobEnvironment
 
     job = JobEnvironment()
-    if job.num_tasks == 1:
-        return []
-    os.environ |= {
-        "RANK": str(job.global_rank),
-        "LOCAL_RANK": str(job.local_rank),
-        "WORLD_SIZE": str(job.num_tasks),
-        "MASTER_ADDR": job.hostnames[0],
-        # Below the ports that a system hands out by itself, and no two jobs of a host have the same.
-        "MASTER_PORT": str(20_000 + int(job.raw_job_id) % 10_000),
-    }
-    if job.global_rank == 0:
-        return []
-    return ["hydra.sweep.dir=.", "hydra.sweep.subdir=.", "hydra.output_subdir=null", "hydra/job_logging=disabled"]
+    if job.num_tasks > 1:
+        os.environ |= {
+            "RANK": str(job.global_rank),
+            "LOCAL_RANK": str(job.local_rank),
+            "WORLD_SIZE": str(job.num_tasks),
+            "LOCAL_WORLD_SIZE": str(job.num_tasks // job.num_nodes),
+            "MASTER_ADDR": job.hostnames[0],
+            # Below the ports that a system hands out by itself, and no two jobs of a host have the same.
+            "MASTER_PORT": str(20_000 + int(job.raw_job_id) % 10_000),
+        }
+    return int(job.global_rank)
+
+
+def joined() -> JobReturn:
+    """The work of a task that is not the first of its job."""
+    from trade_agent.training.runs import join_run
+
+    code = exit_code_of(join_run)
+    if code:
+        raise SystemExit(EX_TEMPFAIL if code == PeerLostError.exit_code else code)
+    done = JobReturn()
+    done.status = JobStatus.COMPLETED
+    return done
 
 
 def result_of(job: Any) -> JobReturn:

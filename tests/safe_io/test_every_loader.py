@@ -113,7 +113,7 @@ def test_the_store_of_pipelines_and_its_cache(hostile, tmp_path):
 def test_checkpoints_and_the_config_of_a_run_that_goes_on(hostile, tmp_path):
     config = load_config(compose_config(["stage=cnn_lstm"]))
     config = dataclasses.replace(config, command="python train.py data.path='${oc.env:DATA}'")  # kept as it was typed
-    write_run(tmp_path, config, environment={})
+    write_run(tmp_path, config, about={})
     assert stored_config(tmp_path).command == config.command
     assert stored_config(tmp_path).run_id == config.run_id
     values = safe_io.read_json(tmp_path / "config.json")

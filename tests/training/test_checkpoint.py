@@ -25,10 +25,11 @@ from trade_agent.training.checkpoint import Checkpoints, Session, no_checkpoints
 from trade_agent.training.distributed import World
 from trade_agent.training.monitoring.watch import Watch
 from trade_agent.training.resume import locked, stored_config
+from trade_agent.training.runs import resume_run, run_config
 from trade_agent.training.signals import EXIT_CODES, StopFlag, stop_on_signals
 from trade_agent.training.stages import cnn_lstm, ensemble, hybrid, rl
 from trade_agent.training.stages.context import StageContext, StageOutcome
-from trade_agent.training.unified_manager import UnifiedTrainingManager, resume_run, run_config
+from trade_agent.training.unified_manager import UnifiedTrainingManager
 
 ROOT = Path(__file__).resolve().parents[2]
 Run = Callable[[StageContext], StageOutcome]
@@ -369,7 +370,7 @@ def test_a_run_goes_on_under_its_own_identity_and_ends_once(
     assert not (folder / "checkpoints").exists()
     (folder / "checkpoints").mkdir()  # as if the process had been killed right after its result was written
     assert resume_run(folder) == result
-    assert run_config(first.config, run_dir=folder, arguments=()) == result
+    assert run_config(first.config, run_dir=folder) == result
     assert capsys.readouterr().err.count(f"the run in {folder} is finished: nothing is left to do\n") == 2
     assert [record.id for record in ModelRegistry(tmp_path / "models").list()] == [result.model_id]
     assert not (folder / "checkpoints").exists()

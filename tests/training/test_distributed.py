@@ -4,10 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import itertools
-import json
 import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -351,96 +348,3 @@ def test_each_of_two_processes_takes_a_gpu_of_its_own_where_there_are_as_many(
     monkeypatch.setattr(torch.cuda, "set_device", taken.append)
     assert choose_backend() == backend
     assert taken == {0: [], 1: [0], 2: [1]}[gpus]
-
-
-# ------------------------------------------------------------------------------------------------ whole runs
-
-
-def python(*arguments: str, cwd: Path, path: str = str(ROOT)) -> subprocess.CompletedProcess[str]:
-    cwd.mkdir(exist_ok=True)
-    environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-    return subprocess.run([sys.executable, *arguments], cwd=cwd, env=environment, capture_output=True, text=True)
-
-
-def weights(folder: Path) -> dict[str, str]:
-    """Digest of the weights of every registered model."""
-    stored = {
-        path.relative_to(folder): json.loads(path.read_text()) for path in folder.glob("models/*/metadata_v*.json")
-    }
-    return {str(path): metadata["weights_sha256"] for path, metadata in stored.items() if "weights_sha256" in metadata}
-
-
-@pytest.mark.slow
-@pytest.mark.distributed
-def test_both_doors_give_the_same_models_and_one_writer(tmp_path: Path) -> None:
-    options = ("stage=ensemble", "model.combiner=gate", "trainer=smoke", "trainer.cross_fit_folds=0", "device=cpu")
-    options += ("trainer.on_policy_env_steps=2048", "trainer.joint_on_policy_env_steps=2048", "env.episode_bars=32")
-    options += ("trainer.off_policy_env_steps=320", "trainer.joint_off_policy_env_steps=160")
-    door = python(str(ROOT / "train.py"), *options, "device.processes=2", cwd=tmp_path / "launch")
-    assert door.returncode == 0, door.stderr[-3000:]
-    assert door.stdout.splitlines()[-1].startswith("model_id: ensemble_v1.0.0_grade_")
-    (run,) = (tmp_path / "launch/outputs/ensemble").iterdir()
-    assert json.loads((run / "result.json").read_text())["world_size"] == 2
-    trained = sorted(name.split("/")[1] for name in weights(tmp_path / "launch"))
-    assert trained == ["cnn_lstm", "ensemble", "hybrid", "hybrid", "hybrid", "ppo", "sac", "td3"]
-
-    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(ROOT / "train.py"))
-    other = python(*torchrun, *options, cwd=tmp_path / "torchrun")
-    assert other.returncode == 0, other.stderr[-3000:]
-    assert weights(tmp_path / "torchrun") == weights(tmp_path / "launch")
-    assert len(list((tmp_path / "torchrun/outputs/ensemble").iterdir())) == 1
-    sweep = python(*torchrun, "-m", *options, cwd=tmp_path / "sweep")
-    assert sweep.returncode != 0
-    assert "use: python train.py -m device.processes=2 stage=ensemble" in sweep.stderr
-
-
-KILL_ONE = """
-import os, signal
-from trade_agent.training.checkpoint import Session
-
-real, left = Session.boundary, 30
-
-def boundary(self, **named):
-    global left
-    left -= 1
-    real(self, **named)
-    if left == 0 and os.environ.get("RANK") == "1" and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
-        os.kill(os.getpid(), signal.SIGKILL)
-
-Session.boundary = boundary
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.distributed
-def test_a_worker_that_is_killed_costs_a_restart_and_nothing_else(tmp_path: Path) -> None:
-    options = ("stage=rl", "model=sac", "trainer=smoke", "trainer.cross_fit_folds=0", "device=cpu")
-    options += ("device.processes=2", "trainer.checkpoint_seconds=0")
-    whole = python(str(ROOT / "train.py"), *options, cwd=tmp_path / "whole")
-    assert whole.returncode == 0, whole.stderr[-3000:]
-    folder, hook = tmp_path / "killed", tmp_path / "hook"
-    hook.mkdir()
-    (hook / "sitecustomize.py").write_text(KILL_ONE)  # runs in every worker, before the program
-    done = python(str(ROOT / "train.py"), *options, cwd=folder, path=f"{ROOT}:{hook}")
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert weights(folder) == weights(tmp_path / "whole")
-
-
-@pytest.mark.slow
-@pytest.mark.distributed
-def test_workers_that_die_too_often_leave_the_cause_and_the_command_that_goes_on(tmp_path: Path) -> None:
-    hook, folder = tmp_path / "hook", tmp_path / "killed"
-    hook.mkdir()
-    (hook / "sitecustomize.py").write_text(KILL_ONE.replace("30", "5"))
-    options = ("stage=cnn_lstm", "trainer=smoke", "trainer.cross_fit_folds=0", "device=cpu", "hydra.run.dir=run")
-    options += ("device.processes=2", "device.max_restarts=0", "trainer.checkpoint_seconds=0")
-    failed = python(str(ROOT / "train.py"), *options, cwd=folder, path=f"{ROOT}:{hook}")
-    assert failed.returncode == 1, failed.stderr[-3000:]
-    said = "the workers failed 1 times: worker 1 was ended by SIGKILL"
-    assert failed.stderr.splitlines()[-1].startswith(f"error: {said}; see ")
-    error = json.loads((folder / "run/error.json").read_text())
-    assert (error["message"], error["remedy"]) == (said, "if memory was short, lower model.num_envs")
-    assert error["resume"] == f"python train.py resume={folder / 'run'}"
-    done = python(str(ROOT / "train.py"), "resume=run", cwd=folder)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert not (folder / "run/error.json").exists()

@@ -11,8 +11,9 @@ import torch
 
 from trade_agent.errors import DataError, RegistryError
 from trade_agent.training.model_registry import ModelRegistry
-from trade_agent.training.plan import Plan, check_parent
-from trade_agent.training.unified_manager import UnifiedTrainingManager, require_parents
+from trade_agent.training.plan import Plan, check_parent, require_parents
+from trade_agent.training.registration import models_tried
+from trade_agent.training.unified_manager import UnifiedTrainingManager
 
 OTHER_STEPS = "[{name: log_return, params: {lags: [1, 2, 5]}}, {name: standard_scaler}]"
 HYBRID = ("stage=hybrid", "model=sac")
@@ -235,9 +236,10 @@ def test_members_are_told_apart_by_their_names(trained: Any, load: Any) -> None:
 
 def test_repeating_a_run_is_no_further_trial(trained: Any) -> None:
     def trials(*overrides: str) -> int:
-        manager = UnifiedTrainingManager(trained.settings(*overrides), quiet=True)
+        config = trained.settings(*overrides)
+        manager = UnifiedTrainingManager(config, quiet=True)
         dataset, plan = manager.prepare()
-        return manager._tried(plan.target, plan, dataset)
+        return models_tried(plan.target, plan, dataset=dataset, registry=manager.registry, seed=config.seed)
 
     assert trials("stage=cnn_lstm") == 0  # the only forecaster so far is this very one
     assert trials("stage=cnn_lstm", "seed=9") == 1

@@ -18,8 +18,9 @@ from trade_agent.registry.store import ModelRegistry
 from trade_agent.training import reinforcement
 from trade_agent.training.results import TrainingResult
 from trade_agent.training.resume import locked
+from trade_agent.training.runs import resume_run
 from trade_agent.training.stages import cnn_lstm
-from trade_agent.training.unified_manager import UnifiedTrainingManager, resume_run
+from trade_agent.training.unified_manager import UnifiedTrainingManager
 
 FORECASTER = ("stage=cnn_lstm", "trainer.cross_fit_folds=2", "trainer.checkpoint_seconds=0")
 

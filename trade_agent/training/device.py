@@ -30,14 +30,14 @@ class DeviceManager:
 
     name: auto, cpu, cuda or mps. strict: refuse a device that cannot be used instead of falling back to the CPU.
     precision: of products of float32 matrices, convolutions and LSTMs; auto, float32 or tf32 (10 bits of mantissa, on
-    GPUs that have it). threads: 0 takes one per core that this process may use.
+    GPUs that have it). threads: 0 takes one per core that this process may use, its share where there are several.
     Raises ConfigError when strict and the device or the precision is not to be had.
     """
 
     def __init__(self, *, name: str = "auto", strict: bool = False, precision: str = "auto", threads: int = 0) -> None:
         self.device, self.reason = self._choose(name, strict)
         self.precision = self._set_precision(precision, strict)
-        self.threads = threads or available_cores()
+        self.threads = threads_of_each(threads, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
         torch.set_num_threads(self.threads)
 
     def _choose(self, name: str, strict: bool) -> tuple[torch.device, str]:
@@ -95,3 +95,8 @@ class DeviceManager:
 def available_cores() -> int:
     """Cores that this process may run on, at least 1."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+
+
+def threads_of_each(threads: int, processes: int) -> int:
+    """Threads of one of the processes on this host; 0 divides the cores among them."""
+    return threads or max(available_cores() // processes, 1)

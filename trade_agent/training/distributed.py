@@ -7,19 +7,25 @@ decides how training goes on is agreed upon first. Only the first one writes.
 
 import contextlib
 import datetime
+import functools
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from trade_agent import safe_io
 from trade_agent.agents.base import Agent
 from trade_agent.agents.normalisers import RunningMoments
-from trade_agent.errors import ConfigError, PeerLostError
+from trade_agent.errors import ConfigError, PeerLostError, TradeAgentError
+
+T = TypeVar("T")
+ANNOUNCED = "run"  # key of the store by which the processes meet
+MEETING_SECONDS = 600.0  # how long the others wait for the first one to compose its config, whatever that says
 
 
 @contextlib.contextmanager
@@ -86,11 +92,28 @@ class World:
             dist.all_gather_object(found, value)
         return found
 
+    def together(self, work: Callable[[], T]) -> T:
+        """What `work` returns in this process. What went wrong in one of them ends all: none waits for it in vain.
+
+        The first process raises the error, also that of another one, and the others end without a word.
+        """
+        if self.size == 1:
+            return work()
+        error: TradeAgentError | None = None
+        try:
+            result = work()
+        except TradeAgentError as raised:
+            error = raised
+        errors = [each for each in self.gathered(error) if each is not None]
+        if errors and self.main:
+            raise errors[0]
+        if errors:
+            raise SystemExit(errors[0].exit_code)
+        return result
+
     def share(self, total: int, name: str) -> int:
         """This process's part of a number that is divided among all. Raises ConfigError where it does not divide."""
-        if total % self.size:
-            raise ConfigError(f"{name}={total} cannot be divided among {self.size} processes", "use a multiple of them")
-        return total // self.size
+        return share(total, name, self.size)
 
     def own_random_numbers(self, generator: torch.Generator | None = None) -> None:
         """After the weights were drawn alike: from here on each process draws for itself, the first as if alone."""
@@ -132,18 +155,58 @@ class World:
                 module.processes = self
 
 
-def find_world(timeout_seconds: float) -> World:
+def share(total: int, name: str, processes: int) -> int:
+    """One process's part of a number. Raises ConfigError where it does not divide."""
+    if total % processes:
+        raise ConfigError(f"{name}={total} cannot be divided among {processes} processes", "use a multiple of them")
+    return total // processes
+
+
+def is_worker() -> bool:
+    """Whether torchrun, `device.processes` or SLURM started this process as one of several."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+@functools.cache
+def meeting_place() -> dist.Store:
+    """The store that all processes find by what they were started with."""
+    from torch.distributed.rendezvous import rendezvous
+
+    with with_the_others():
+        store, _, _ = next(rendezvous("env://", timeout=datetime.timedelta(seconds=MEETING_SECONDS)))
+    return store
+
+
+def announce(run: dict[str, Any]) -> None:
+    """The first process tells the others what they train; nothing where nothing is left to do."""
+    with with_the_others():
+        meeting_place().set(ANNOUNCED, safe_io.canonical_json(run).decode())
+
+
+def announced() -> dict[str, Any]:
+    """What the first process announces, once it has."""
+    with with_the_others():
+        text = meeting_place().get(ANNOUNCED)
+    return safe_io.parse_json(text, name="the announced run")
+
+
+def find_world(timeout_seconds: float = MEETING_SECONDS) -> World:
     """The world that torchrun or SLURM made this process part of, or one alone.
 
     timeout_seconds: how long a process waits for another before it ends with an error.
     """
-    size = int(os.environ.get("WORLD_SIZE", "1"))
-    if size == 1:
+    if not is_worker():
         return World()
     if not dist.is_initialized():
         with with_the_others():
-            dist.init_process_group(choose_backend(), timeout=datetime.timedelta(seconds=timeout_seconds))
-    return World(dist.get_rank(), size)
+            dist.init_process_group(
+                choose_backend(),
+                store=meeting_place(),
+                rank=int(os.environ["RANK"]),
+                world_size=int(os.environ["WORLD_SIZE"]),
+                timeout=datetime.timedelta(seconds=timeout_seconds),
+            )
+    return World(dist.get_rank(), dist.get_world_size())
 
 
 def choose_backend() -> str:

@@ -7,8 +7,9 @@ from types import TracebackType
 from typing import Self
 
 from trade_agent import safe_io
-from trade_agent.errors import StoppedError, TradeAgentError, TrialPrunedError
+from trade_agent.errors import ConfigError, PeerLostError, StoppedError, TradeAgentError, TrialPrunedError
 from trade_agent.training.memory import is_out_of_memory
+from trade_agent.training.resume import resume_command
 
 START, RESUME = "start", "resume"  # no stage is being trained yet
 
@@ -20,11 +21,14 @@ class TrainingErrorHandler:
     its folder: what went wrong, the remedy, and the command that goes on from the last checkpoint. Before that nothing
     was started: wrong input (exit code 2) leaves no file, and neither does a run that was asked to stop or was pruned.
     The error goes on to the caller; that of a disk, or of memory that ran out, as a TradeAgentError of one line.
+
+    Of several processes each has a handler. One that only lost another leaves what that has written.
     """
 
-    def __init__(self, run_dir: Path, resume: str, *, resumed: bool = False, writes: bool = True) -> None:
-        self.run_dir, self.resume, self.writes = run_dir, resume, writes
+    def __init__(self, run_dir: Path, *, resumed: bool = False) -> None:
+        self.path, self.resume = run_dir / "error.json", resume_command(run_dir)
         self.stage = RESUME if resumed else START
+        self.before = self._written()
 
     def __enter__(self) -> Self:
         return self
@@ -32,27 +36,38 @@ class TrainingErrorHandler:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if error is None or self.stage == START or isinstance(error, StoppedError | TrialPrunedError):
+        if (
+            self.stage == START
+            or not isinstance(error, Exception)
+            or isinstance(error, StoppedError | TrialPrunedError)
+        ):
             return
+        assert isinstance(error, Exception)
+        if not isinstance(error, PeerLostError) or self._written() == self.before:
+            self.write(error)
+        go_on = f"go on with: {self.resume}"
         if isinstance(error, TradeAgentError):
-            error.exit_code = 1  # 2 would say that nothing was started
-        if not self.writes:  # one of several processes writes for all
-            return
-        self.write(error)
-        if isinstance(error, OSError) or is_out_of_memory(error):
+            if error.exit_code == ConfigError.exit_code:
+                error.exit_code = TradeAgentError.exit_code  # the other would say that nothing was started
+            error.remedy = f"{error.remedy}; {go_on}" if error.remedy else go_on
+        elif isinstance(error, OSError) or is_out_of_memory(error):
             reason = str(error).splitlines()[0] if str(error) else "out of memory"
-            raise TradeAgentError(f"{self.stage} failed: {reason}", remedy_of(error)) from error
+            raise TradeAgentError(f"{self.stage} failed: {reason}", f"{remedy_of(error)}; {go_on}") from error
 
     def write(self, error: BaseException) -> None:
         """Leave `error.json`; where the disk is the trouble that fails too, and must not hide the error itself."""
         with contextlib.suppress(OSError):
-            self.run_dir.mkdir(parents=True, exist_ok=True)
-            safe_io.write_json(self.run_dir / "error.json", self.describe(error))
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            safe_io.write_json(self.path, self.describe(error))
 
     def settle(self) -> None:
         """The run is done: what went wrong on the way is no news any more."""
-        if self.writes:
-            (self.run_dir / "error.json").unlink(missing_ok=True)
+        self.path.unlink(missing_ok=True)
+
+    def _written(self) -> bytes:
+        with contextlib.suppress(OSError):
+            return self.path.read_bytes()
+        return b""
 
     def describe(self, error: BaseException) -> dict[str, str]:
         """Plain fields of `error.json`."""
@@ -64,6 +79,11 @@ class TrainingErrorHandler:
             "resume": self.resume,
             "time": datetime.now(UTC).isoformat(timespec="seconds"),
         }
+
+
+def is_failure(error: BaseException | None) -> bool:
+    """Not the end of a run that was asked to stop, was pruned, or takes part in one that failed elsewhere."""
+    return isinstance(error, Exception) and not isinstance(error, StoppedError | TrialPrunedError)
 
 
 def remedy_of(error: BaseException) -> str:

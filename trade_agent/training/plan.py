@@ -6,6 +6,7 @@ a run gives the same result whether its parents were found or trained on the way
 """
 
 import dataclasses
+import sys
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -46,6 +47,12 @@ class PlannedStage:
     parents: tuple[tuple[str, str], ...]  # (role, key)
     recipe: dict[str, Any]
     found: ModelMetadata | None = None
+
+    @property
+    def found_id(self) -> str:
+        """Id of the model that was found, or trained meanwhile."""
+        assert self.found is not None
+        return self.found.model_id
 
     @property
     def line(self) -> str:
@@ -372,3 +379,26 @@ def check_parent(model: ModelMetadata, dataset: MarketDataset) -> None:
             f"{test_start} on",
             "use a parent with earlier splits, or later test rows",
         )
+
+
+def require_parents(plan: Plan, config: TrainingConfig) -> None:
+    """Apply `upstream.missing`: train what is missing below, refuse, or ask on a terminal.
+
+    Raises RegistryError naming what is missing and the commands that train it.
+    """
+    if not plan.missing or config.upstream.missing == "train":
+        return
+    names = ", ".join(planned.key for planned in plan.missing)
+    if config.upstream.missing == "ask" and ask(f"{names} not in the registry: train now?"):
+        return
+    raise RegistryError(
+        f"the registry has no {names} for this data, split, preprocessing, trainer and seed",
+        "add upstream.missing=train, or name a model with upstream.cnn_lstm_model=, rl_model= or models=",
+    )
+
+
+def ask(question: str) -> bool:
+    """Yes or no on a terminal; no without one."""
+    if not sys.stdin.isatty():
+        return False
+    return input(f"{question} [y/N] ").strip().lower() in {"y", "yes"}

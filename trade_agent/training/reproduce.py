@@ -57,6 +57,7 @@ def reproduce(
         copy_ancestors(registry, model.model_id, folder / "models")
         config = _config(stored.config, folder, model.parents, data)
         manager = UnifiedTrainingManager(config, run_dir=folder / "run", quiet=quiet)
+        manager.require_processes()
         dataset, plan = manager.prepare()
         if dataset.bars.fingerprint != model.data.fingerprint:
             raise RegistryError(

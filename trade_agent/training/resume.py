@@ -6,11 +6,12 @@ import fcntl
 import os
 import shlex
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from trade_agent import safe_io
-from trade_agent.config.load import content, from_snapshot, snapshot
+from trade_agent.config.load import content, from_snapshot, leaves, snapshot, with_run_id
 from trade_agent.config.schema import TrainingConfig
 from trade_agent.errors import ConfigError, DataError
 from trade_agent.registry.metadata import check_config
@@ -18,27 +19,28 @@ from trade_agent.registry.metadata import check_config
 CONFIG, RESULT = "config.json", "result.json"  # a run that has begun, and one that has ended
 
 
-def resume_command(run_dir: Path, *, started_from_outside: int = 1) -> str:
-    """The line that goes on with the run in a folder, from any other one.
-
-    started_from_outside: how many processes torchrun or SLURM started for it.
-    """
-    several = f"torchrun --nproc-per-node {started_from_outside}"
-    launcher = several if started_from_outside > 1 else "python"
-    return f"{launcher} train.py resume={shlex.quote(str(run_dir.resolve()))}"
+# Settings that decide how a run goes on, not what comes of it: they may change between two starts of it.
+FREE = {"device.timeout_seconds", "device.max_restarts", "trainer.checkpoint_seconds", "trainer.divergence_retries"}
 
 
-def write_run(
-    run_dir: Path, config: TrainingConfig, *, environment: dict[str, Any], about: dict[str, Any] | None = None
-) -> None:
-    """What a run is, before it starts: `config.json`, and `run.json` with command, folder, versions and `about`.
+def default_run_dir(config: TrainingConfig) -> Path:
+    return Path(config.paths.outputs) / config.stage.name / f"{datetime.now():%Y-%m-%d_%H-%M-%S-%f}"
 
-    A run that goes on keeps what is there; a new one removes what another has ended with.
+
+def resume_command(run_dir: Path) -> str:
+    """The line that goes on with the run in a folder, from any other one, in as many processes as it has."""
+    return f"python train.py resume={shlex.quote(str(run_dir.resolve()))}"
+
+
+def write_run(run_dir: Path, config: TrainingConfig, *, about: dict[str, Any]) -> None:
+    """What a run is, before it starts: `config.json`, and `run.json` with command, folder and `about`: processes,
+    study, versions, plan and data.
+
+    A run that goes on keeps what is there.
     """
     if stored_run(run_dir).get("run_id") != config.run_id:
-        (run_dir / RESULT).unlink(missing_ok=True)
-        own = {"run_id": config.run_id, "command": config.command, "folder": os.getcwd(), "environment": environment}
-        safe_io.write_json(run_dir / "run.json", own | (about or {}))
+        own = {"run_id": config.run_id, "command": config.command, "folder": os.getcwd()}
+        safe_io.write_json(run_dir / "run.json", own | about)
         safe_io.write_json(run_dir / CONFIG, snapshot(config))
 
 
@@ -87,23 +89,34 @@ def where_it_began(run_dir: Path) -> Iterator[None]:
         yield
 
 
-def continued(config: TrainingConfig, run_dir: Path) -> TrainingConfig | None:
-    """The config under the identity of the unfinished run in `run_dir`; None where there is none of this config.
+def continued(config: TrainingConfig, run_dir: Path) -> TrainingConfig:
+    """The config under the identity of the unfinished run in `run_dir`, or of a new run where there is none.
 
-    So a job that a batch system starts again in the same folder goes on, with the same command line.
+    So a job that a batch system starts again in the same folder goes on, with the same command line. Raises ConfigError
+    where another run is there, or one that is finished.
     """
-    if (run_dir / RESULT).exists() or not holds_run(run_dir, config):
-        return None
+    if not (run_dir / CONFIG).is_file():
+        return with_run_id(config)
+    differing = _differing(config, run_dir)
+    if differing or (run_dir / RESULT).exists():
+        what = f"another run ({', '.join(differing[:3])} differ)" if differing else "a run that is finished"
+        raise ConfigError(f"{run_dir} holds {what}", "name another folder: hydra.run.dir=FOLDER")
     return dataclasses.replace(config, run_id=_read_config(run_dir)["run_id"])
 
 
 def holds_run(run_dir: Path, config: TrainingConfig) -> bool:
     """Whether a run of this config was begun in `run_dir`, finished or not."""
-    if not (run_dir / CONFIG).is_file():
-        return False
-    stored = _read_config(run_dir)
+    return (run_dir / CONFIG).is_file() and not _differing(config, run_dir)
+
+
+def _differing(config: TrainingConfig, run_dir: Path) -> list[str]:
+    """Dotted names of what the run in `run_dir` has otherwise."""
     own = safe_io.parse_json(safe_io.canonical_json(content(config)), name="the configuration")
-    return all(stored.get(name) == value for name, value in own.items())
+    stored = {name: value for name, value in _read_config(run_dir).items() if name in own}
+    ours, theirs = dict(leaves(own)), dict(leaves(stored))
+    missing = object()
+    names = (ours.keys() | theirs.keys()) - FREE
+    return sorted(name for name in names if ours.get(name, missing) != theirs.get(name, missing))
 
 
 def stored_config(run_dir: Path) -> TrainingConfig:

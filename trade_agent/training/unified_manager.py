@@ -2,53 +2,51 @@
 
 import contextlib
 import dataclasses
-import os
-import shutil
-import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from datetime import datetime
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from trade_agent import safe_io
 from trade_agent.config import schema
-from trade_agent.config.load import content, snapshot, with_run_id
 from trade_agent.config.schema import TrainingConfig
 from trade_agent.envs.gymnasium_tasks import describe_task
-from trade_agent.errors import ConfigError, RegistryError, TrainingDivergedError, TrialPrunedError
-from trade_agent.evaluation.grading import MODEL_KINDS, GradePolicy, policy_from_dict
+from trade_agent.errors import ConfigError, DataError, TrainingDivergedError, TrialPrunedError
+from trade_agent.evaluation.grading import GradePolicy, policy_from_dict
 from trade_agent.registry.environment import describe_environment
-from trade_agent.registry.metadata import DataInfo, ModelMetadata, Objective, PreprocessorInfo, plain_hash
+from trade_agent.registry.metadata import ModelMetadata
 from trade_agent.registry.signing import Signing
 from trade_agent.registry.store import ModelRegistry
 from trade_agent.search.trial import StudyTrial
 from trade_agent.training.checkpoint import Checkpoints
 from trade_agent.training.dataset import MarketDataset, build_dataset, load_data
 from trade_agent.training.device import DeviceManager
-from trade_agent.training.distributed import find_world
+from trade_agent.training.distributed import find_world, share
 from trade_agent.training.error_handler import TrainingErrorHandler
-from trade_agent.training.launch import as_worker, is_worker, launch
 from trade_agent.training.memory import is_out_of_memory
 from trade_agent.training.monitoring.open import require_monitoring, watching
 from trade_agent.training.monitoring.watch import Watch
-from trade_agent.training.plan import Plan, PlannedStage, build_plan, fit_to_parents, named_references
+from trade_agent.training.plan import (
+    Plan,
+    PlannedStage,
+    build_plan,
+    fit_to_parents,
+    named_references,
+    require_parents,
+)
 from trade_agent.training.preprocessor_manager import PreprocessorManager
 from trade_agent.training.progress import ProgressReporter
 from trade_agent.training.reference import ReferenceResult, run_reference
+from trade_agent.training.registration import models_tried, register_stage, stage_run_id
 from trade_agent.training.report import print_plan, print_result, write_history
 from trade_agent.training.results import TrainingResult
 from trade_agent.training.resume import (
-    RESULT,
     continued,
-    holds_run,
+    default_run_dir,
     locked,
     require_same_data,
     resume_command,
-    stored_config,
     stored_run,
-    where_it_began,
     write_run,
 )
 from trade_agent.training.signals import StopFlag, stop_on_signals
@@ -85,14 +83,16 @@ class UnifiedTrainingManager:
     ) -> None:
         self.trial = trial
         self.world = find_world(config.device.timeout_seconds)
-        if config.device.processes > 1 and self.world.size == 1:
-            what = f"device.processes={config.device.processes}: several processes are started by train.py"
-            raise ConfigError(what, f"run: {config.command or 'python train.py ...'}")
         self.run_dir = Path(self.world.agreed(str(run_dir or default_run_dir(config))))
-        self.config = continued(config, self.run_dir) or with_run_id(config)  # a run id names one run in the registry
-        outside = 1 if config.device.processes > 1 else self.world.size
-        self.stop = StopFlag(resume_command(self.run_dir, started_from_outside=outside))
-        self.config = dataclasses.replace(self.config, run_id=self.world.agreed(self.config.run_id))
+        stored = stored_run(self.run_dir)
+        self.handler = TrainingErrorHandler(self.run_dir, resumed=bool(stored))  # knows what was written before
+        self.stored: dict[str, Any] = self.world.agreed(stored)  # empty for a run that begins
+        config = self.world.together(lambda: continued(config, self.run_dir))
+        # One of a new run's processes may have looked before another one wrote.
+        self.config = dataclasses.replace(config, run_id=self.world.agreed(config.run_id))
+        asked = config.device.processes
+        self.processes: int = self.stored.get("processes") or (asked if asked > 1 else self.world.size)
+        self.stop = StopFlag(resume_command(self.run_dir))
         self.progress = ProgressReporter(quiet or not self.world.main)
         keys = config.registry.keys
         signing = Signing(config.registry.signing, Path(keys) if keys else None)
@@ -103,56 +103,138 @@ class UnifiedTrainingManager:
             name=device.name, strict=device.strict, precision=device.precision, threads=device.threads
         )
         self.grading = grading_policy(config.grading)
-        stored = self.world.agreed(stored_run(self.run_dir))
-        self.stored = stored if stored.get("run_id") == self.config.run_id else {}  # empty for a run that begins
-        # At the start: the files may change while a long run goes on.
+        # At the start: the files may change while a long run goes on, and others may end trials of the study.
         self.environment: dict[str, str] = self.stored.get("environment") or describe_environment()
+        self.study: str = self.stored.get("study", trial.study.study_name if trial else "")
+        self.trials_lost: int = self.stored.get("trials_lost", trial.unregistered() if trial else 0)
 
     def run(self) -> TrainingResult | ReferenceResult:
         """Train what the config asks for. Returns the result of the stage that the run is for, and prints it.
 
         With env=gymnasium that is one agent on one task, of which nothing is registered.
         """
+        self.require_processes()
         with (
             # Before anything can fail: what another process is at work on is not ours to write an error into.
             locked(self.run_dir) if self.stored and self.world.main else contextlib.nullcontext(),
-            TrainingErrorHandler(
-                self.run_dir, self.stop.resume, resumed=bool(self.stored), writes=self.world.main
-            ) as handler,
+            self.handler,
             stop_on_signals(self.stop),
         ):
-            if isinstance(self.config.env, schema.GymnasiumConfig):
-                return self._train_on_task(self.config.env, handler)
-            return self._train_model(handler)
+            begun = self._check()
+            with self._lock():
+                self._write_run(begun)
+                return self._train_on_task() if begun is None else self._train_stages(*begun)
+
+    def begin(self) -> None:
+        """What comes before the training: looks for all that can be wrong with the input, and writes what the run is.
+
+        The processes that then train it are started on its folder. A run that was begun before stays as it is.
+        """
+        if self.stored:
+            return
+        if self.config.upstream.missing != "ask":  # who is asked needs the plan; else the first worker prints it
+            self.progress = ProgressReporter(quiet=True)
+        begun = self._check()
+        with self._lock():
+            self._write_run(begun)
+
+    def require_processes(self) -> None:
+        """Raises ConfigError where the run is one of more or fewer processes than these."""
+        if self.processes == self.world.size:
+            return
+        command = self.stop.resume if self.stored else self.config.command or "python train.py ..."
+        raise ConfigError(
+            f"the run is one of {self.processes} processes, and here are {self.world.size}",
+            f"train.py starts as many as it needs: {command}",
+        )
 
     def _lock(self) -> AbstractContextManager[None]:
         """The lock of a new run's folder, which is made only now that nothing is wrong with the input."""
         return contextlib.nullcontext() if self.stored or not self.world.main else locked(self.run_dir)
 
-    def _train_on_task(self, env: schema.GymnasiumConfig, handler: TrainingErrorHandler) -> ReferenceResult:
-        """A run on a gymnasium task, of which nothing is registered."""
-        describe_task(env.id)
+    def _check(self) -> tuple[MarketDataset, Plan] | None:
+        """All that can be wrong with the input, in one process or another, before anything is written.
+
+        Returns what is to be trained on what; None for a gymnasium task.
+        """
+        self.world.together(self._check_settings)
+        if isinstance(self.config.env, schema.GymnasiumConfig):
+            return None
+        dataset, plan = self.world.together(self.prepare)
+        prints = self.world.gathered(dataset.bars.fingerprint)
+        self._agree(plan)
+        print_plan(self.progress, plan, dataset, self.devices.report(), self.config)
+        self.world.together(lambda: self._check_plan(dataset, plan, prints))
+        return dataset, plan
+
+    def _check_settings(self) -> None:
+        if self.processes > 1 and self.config.device.on_oom == "cpu":
+            raise ConfigError("device.on_oom=cpu is for one process", "leave device.on_oom=stop")
         if self.world.main:
             require_monitoring(self.config.monitoring)
-        with self._lock():
-            if self.world.main:
-                write_run(self.run_dir, self.config, environment=self.environment)
-            handler.stage = "reference"
+        if isinstance(self.config.env, schema.GymnasiumConfig):
+            describe_task(self.config.env.id)
+            assert isinstance(self.config.model, schema.AgentModel)
+            self._check_shares(self.config.model)
 
-            def train(checkpoints: Checkpoints) -> ReferenceResult:
-                return run_reference(
-                    self.config,
-                    run_dir=self.run_dir,
-                    device=self.devices.device,
-                    environment=self.environment,
-                    progress=self.progress,
-                    checkpoints=checkpoints,
-                    watch=watch,
-                )
+    def _check_shares(self, model: schema.AgentModel) -> None:
+        """Raises ConfigError where the work of an agent cannot be divided among the processes."""
+        share(model.num_envs, "model.num_envs", self.processes)
+        share(model.batch_size, "model.batch_size", self.processes)
 
-            with self._watching(self.config.model.name, self.run_dir, "mean_return", self.trial) as watch:
-                result = self._with_retries(self._checkpoints("reference"), train)
-            handler.settle()
+    def _check_plan(self, dataset: MarketDataset, plan: Plan, prints: list[str]) -> None:
+        if len(set(prints)) > 1:
+            found = ", ".join(each[:12] for each in prints)
+            raise DataError(f"the processes read different data: fingerprints {found}", "give all hosts the same file")
+        for planned in plan.to_train:
+            if isinstance(planned.model, schema.AgentModel):
+                self._check_shares(planned.model)
+        if self.stored:  # the plan was agreed to when the run began
+            require_same_data(self.stored, dataset.bars.fingerprint)
+        elif self.world.main:
+            require_parents(plan, self.config)
+        for folder in (self.registry.root, self.preprocessors.root):
+            check_writable(folder)
+        self.registry.signing.check(self.registry.root, writes=True)
+
+    def _write_run(self, begun: tuple[MarketDataset, Plan] | None) -> None:
+        """What the run is, before it starts: config, processes, versions, plan, data and what was found in them."""
+        if not self.world.main:
+            return
+        about = {
+            "environment": self.environment,
+            "processes": self.processes,
+            "study": self.study,
+            "trials_lost": self.trials_lost,
+        }
+        if begun is not None:
+            dataset, plan = begun
+            about |= {
+                "plan": [planned.line for planned in plan.stages],
+                "data": {"fingerprint": dataset.bars.fingerprint, "splits": dataset.splits()},
+                "findings": {name: value for name, value in dataset.validation.to_dict().items() if name != "path"},
+            }
+        write_run(self.run_dir, self.config, about=about)
+
+    def _train_on_task(self) -> ReferenceResult:
+        """A run on a gymnasium task, of which nothing is registered."""
+        self.handler.stage = "reference"
+
+        def train(checkpoints: Checkpoints) -> ReferenceResult:
+            return run_reference(
+                self.config,
+                run_dir=self.run_dir,
+                device=self.devices.device,
+                environment=self.environment,
+                progress=self.progress,
+                checkpoints=checkpoints,
+                watch=watch,
+            )
+
+        with self._watching(self.config.model.name, self.run_dir, "mean_return", self.trial) as watch:
+            result = self._with_retries(self._checkpoints("reference"), train)
+        if self.world.main:
+            self.handler.settle()
         return result
 
     def _watching(
@@ -161,48 +243,28 @@ class UnifiedTrainingManager:
         config = self.config
         if not self.world.main:
             return contextlib.nullcontext(Watch())
+        if self.world.size > 1:
+            trial = None  # pruned by itself it would leave the others waiting
         return watching(config.monitoring, stage=stage, score=score, folder=folder, run_id=config.run_id, trial=trial)
 
-    def _train_model(self, handler: TrainingErrorHandler) -> TrainingResult:
+    def _train_stages(self, dataset: MarketDataset, plan: Plan) -> TrainingResult:
         """Train and register what the plan finds missing."""
-        dataset, plan = self.prepare()
-        self._agree(plan)
-        print_plan(self.progress, plan, dataset, self.devices.report(), self.config)
-        if self.stored:  # the plan was agreed to when the run began
-            require_same_data(self.stored, dataset.bars.fingerprint)
-        else:
-            require_parents(plan, self.config)
-        for folder in (self.registry.root, self.preprocessors.root):
-            check_writable(folder)
+        for planned in plan.to_train:
+            if any(self.world.any(self.stop.requested)):
+                self.stop.raise_stopped()
+            self.handler.stage = planned.key
+            result, outcome = self.train_stage(planned, plan, dataset)
         if self.world.main:
-            require_monitoring(self.config.monitoring)
-        self.registry.signing.check(self.registry.root, writes=True)
-        with self._lock():
-            if self.world.main:
-                self._write_run_files(dataset, plan)
-            for planned in plan.stages:
-                if planned.found is None:
-                    if any(self.world.any(self.stop.requested)):
-                        self.stop.raise_stopped()
-                    handler.stage = planned.key
-                    result, outcome = self.train_stage(planned, plan, dataset)
-            handler.settle()
+            self.handler.settle()
         memory = self.devices.memory_used_bytes()
         print_result(self.progress, result, outcome.comparisons, memory, self.run_dir)
         return result
 
     def _agree(self, plan: Plan) -> None:
-        """Take the plan of the first process, should the registry have changed between two looks at it.
-
-        Raises ConfigError where what is to be trained cannot be divided among the processes.
-        """
+        """Take the plan of the first process, should the registry have changed between two looks at it."""
         found = [planned.found.model_id if planned.found else None for planned in plan.stages]
         for planned, identifier in zip(plan.stages, self.world.agreed(found), strict=True):
             planned.found = self.registry.get(identifier) if identifier else None
-        for planned in plan.to_train:
-            if isinstance(planned.model, schema.AgentModel):
-                self.world.share(planned.model.num_envs, "model.num_envs")
-                self.world.share(planned.model.batch_size, "model.batch_size")
 
     def prepare(self) -> tuple[MarketDataset, Plan]:
         """Everything that can be wrong with the input shows here: data, references, contracts. Writes nothing."""
@@ -307,9 +369,9 @@ class UnifiedTrainingManager:
         checkpoints: Checkpoints,
         watch: Watch,
     ) -> StageContext:
-        tried = self._tried(planned, plan, dataset)
-        if self.trial is not None and planned is plan.target:
-            tried += self.trial.unregistered()
+        tried = models_tried(planned, plan, dataset=dataset, registry=self.registry, seed=self.config.seed)
+        if planned is plan.target:
+            tried += self.trials_lost
         return StageContext(
             dataset=dataset,
             trainer=self.config.trainer,
@@ -327,33 +389,6 @@ class UnifiedTrainingManager:
             num_trials=tried + 1,
             watch=watch,
         )
-
-    def _tried(self, planned: PlannedStage, plan: Plan, dataset: MarketDataset) -> int:
-        """Other models of the same kind that were judged on some of these test rows: each was a chance to be lucky,
-        archived since or not.
-
-        The same recipe and seed again is no other chance, and neither are the models this one is built on.
-        """
-        first, last = dataset.splits()["test"]
-        symbols = list(dataset.bars.symbols)
-        own = {(plain_hash(planned.recipe), self.config.seed)}
-        pending = [found_id(plan[key]) for _, key in planned.parents]
-        while pending:
-            ancestor = self.registry.get(pending.pop(), include_archived=True)
-            own.add(trial_of(ancestor))
-            pending += [parent.id for parent in ancestor.parents]
-
-        def overlaps(model: ModelMetadata) -> bool:
-            if "test" not in model.data.splits:  # imported
-                return False
-            start, stop = model.data.splits["test"]
-            return model.data.symbols == symbols and start <= last and first <= stop
-
-        kinds = [kind for kind in MODEL_KINDS if MODEL_KINDS[kind] == MODEL_KINDS[planned.model_type]]
-        others = {
-            trial_of(model) for kind in kinds for model in self.registry.find(kind, overlaps, include_archived=True)
-        }
-        return len(others - own)
 
     def _run_stage(self, planned: PlannedStage, plan: Plan, context: StageContext) -> StageOutcome:
         """Load the parents, verified, and hand over to the stage."""
@@ -383,44 +418,16 @@ class UnifiedTrainingManager:
     def _register(
         self, planned: PlannedStage, plan: Plan, dataset: MarketDataset, outcome: StageOutcome
     ) -> ModelMetadata:
-        config, pipeline = self.config, dataset.pipeline
-        stored_config = snapshot(config)  # without what came from the environment
-        stored = self.preprocessors.save(pipeline, data_fingerprint=dataset.bars.fingerprint, rows=pipeline.fitted_rows)
-        return self.registry.register(
-            model_type=planned.model_type,
-            state=outcome.state,
-            preprocessor=safe_io.dump_arrays(pipeline.to_state()),
-            config=content(config),
-            grade=outcome.grade.grade,
-            grade_decision=outcome.grade.as_dict(),
-            metric_token=outcome.headline,
-            objective=Objective(**outcome.objective),
-            metrics=outcome.metrics,
-            baselines=outcome.baselines,
-            parents=[self.registry.pin(found_id(plan[key]), role=role) for role, key in planned.parents],
-            preprocessor_info=PreprocessorInfo(
-                version=stored.version, content_hash=pipeline.content_hash, contract_hash=pipeline.contract_hash
-            ),
-            data=DataInfo(
-                fingerprint=dataset.bars.fingerprint,
-                symbols=list(dataset.bars.symbols),
-                source=dataset.source,
-                splits=dataset.splits(),
-            ),
-            contract=outcome.contract,
-            recipe={
-                "settings": planned.recipe,
-                "settings_sha256": plain_hash(planned.recipe),
-                "cross_fit_folds": outcome.notes.get("cross_fit_folds", 0),
-            },
-            seed=config.seed,
-            run_id=stage_run_id(config, planned.key),
-            study=self.trial.study.study_name if self.trial is not None and planned is plan.target else "",
-            trainer_profile=config.trainer.name,
+        return register_stage(
+            planned,
+            plan,
+            outcome,
+            config=self.config,
+            dataset=dataset,
+            registry=self.registry,
+            preprocessors=self.preprocessors,
             environment=self.environment,
-            command=config.command,
-            tags=stored_config["tags"],
-            notes=stored_config["notes"],
+            study=self.study if planned is plan.target else "",
         )
 
     def _result(
@@ -460,80 +467,6 @@ class UnifiedTrainingManager:
             artefacts=[*outcome.pictures, "history.json"],
         )
 
-    def _write_run_files(self, dataset: MarketDataset, plan: Plan) -> None:
-        """What the run is, before it starts: config, data findings, plan, versions."""
-        about = {
-            "plan": [planned.line for planned in plan.stages],
-            "data": {"fingerprint": dataset.bars.fingerprint, "splits": dataset.splits()},
-            "findings": {name: value for name, value in dataset.validation.to_dict().items() if name != "path"},
-        }
-        write_run(self.run_dir, self.config, environment=self.environment, about=about)
-
-
-def run_config(
-    config: TrainingConfig,
-    *,
-    run_dir: Path,
-    arguments: Sequence[str],
-    trial: StudyTrial | None = None,
-    quiet: bool = False,
-) -> TrainingResult | ReferenceResult:
-    """What `train.py ARGUMENTS` does with its config: train here, as one of several workers, or start these.
-
-    Prints the line that names the result. A run that was finished in this folder is not trained again: so a job that a
-    batch system starts once more ends well.
-    """
-    if (run_dir / RESULT).exists() and holds_run(run_dir, config):
-        return finished_result(run_dir)
-    if not is_worker() and config.device.processes > 1:
-        launch(config.device, run_dir, arguments)
-        return read_result(run_dir)  # whose line the first worker has printed
-    with as_worker(run_dir) if is_worker() else contextlib.nullcontext():
-        manager = UnifiedTrainingManager(config, run_dir=run_dir, trial=trial, quiet=quiet)
-        result = manager.run()
-    if manager.world.main:
-        print(result.headline)
-    manager.world.leave()
-    return result
-
-
-def read_result(run_dir: Path) -> TrainingResult | ReferenceResult:
-    """What another process has written to `result.json`."""
-    values = safe_io.read_json(run_dir / "result.json")
-    return TrainingResult(**values) if "model_id" in values else ReferenceResult(**values)
-
-
-def finished_result(run_dir: Path) -> TrainingResult | ReferenceResult:
-    """The result of a run that has ended, and say so; what a process that was killed then has left is removed."""
-    result = read_result(run_dir)
-    if os.environ.get("RANK", "0") == "0":
-        (run_dir / "error.json").unlink(missing_ok=True)
-        shutil.rmtree(run_dir / "checkpoints", ignore_errors=True)
-        print(f"the run in {run_dir} is finished: nothing is left to do", file=sys.stderr)
-        print(result.headline)
-    return result
-
-
-def resume_run(run_dir: Path, *, quiet: bool = False) -> TrainingResult | ReferenceResult:
-    """Go on with the run in a folder: registered stages are found, the one under way goes on from its newest
-    checkpoint, and one that is finished is left as it is. Raises ConfigError where there is no run."""
-    run_dir = run_dir.resolve()
-    if (run_dir / RESULT).exists():
-        return finished_result(run_dir)
-    config = stored_config(run_dir)
-    with where_it_began(run_dir):
-        return run_config(config, run_dir=run_dir, arguments=[f"resume={run_dir}"], quiet=quiet)
-
-
-def stage_run_id(config: TrainingConfig, key: str) -> str:
-    """By which the registry knows what one stage of a run has registered."""
-    return f"{config.run_id}-{key}"
-
-
-def trial_of(model: ModelMetadata) -> tuple[str, int]:
-    """What was tried: the recipe and the seed."""
-    return str(model.recipe.get("settings_sha256")), model.seed
-
 
 def check_writable(folder: Path) -> None:
     """Raise ConfigError when the registry could not be written: better now than after training."""
@@ -546,40 +479,8 @@ def check_writable(folder: Path) -> None:
         raise ConfigError(what, "name a folder that can") from error
 
 
-def found_id(planned: PlannedStage) -> str:
-    assert planned.found is not None
-    return planned.found.model_id
-
-
-def default_run_dir(config: TrainingConfig) -> Path:
-    return Path(config.paths.outputs) / config.stage.name / f"{datetime.now():%Y-%m-%d_%H-%M-%S-%f}"
-
-
 def grading_policy(grading: schema.GradingConfig) -> GradePolicy:
     """The typed policy. Raises ConfigError naming the field that is wrong."""
     return policy_from_dict(
         {"id": grading.id, "forecaster": grading.forecaster, "trading": grading.trading}, where="grading"
     )
-
-
-def require_parents(plan: Plan, config: TrainingConfig) -> None:
-    """Apply `upstream.missing`: train what is missing below, refuse, or ask on a terminal.
-
-    Raises RegistryError naming what is missing and the commands that train it.
-    """
-    if not plan.missing or config.upstream.missing == "train":
-        return
-    names = ", ".join(planned.key for planned in plan.missing)
-    if config.upstream.missing == "ask" and ask(f"{names} not in the registry: train now?"):
-        return
-    raise RegistryError(
-        f"the registry has no {names} for this data, split, preprocessing, trainer and seed",
-        "add upstream.missing=train, or name a model with upstream.cnn_lstm_model=, rl_model= or models=",
-    )
-
-
-def ask(question: str) -> bool:
-    """Yes or no on a terminal; no without one."""
-    if not sys.stdin.isatty():
-        return False
-    return input(f"{question} [y/N] ").strip().lower() in {"y", "yes"}
