@@ -23,7 +23,7 @@ def result_of(folder: Path, stage: str) -> dict:
 
 @pytest.mark.parametrize("spelling", ["-m", "--multirun", "--multi", "hydra.mode=MULTIRUN"])
 def test_a_sweep_under_torchrun_is_refused_in_every_spelling(tmp_path: Path, spelling: str) -> None:
-    done = train(spelling, "seed=1,2", cwd=tmp_path, WORLD_SIZE="2", RANK="1")
+    done = train(spelling, "seed=1,2", cwd=tmp_path, WORLD_SIZE="2", RANK="0")
     assert done.returncode == 2
     assert "use: python train.py -m device.processes=2 seed=1,2" in done.stderr
     assert list(tmp_path.iterdir()) == []

@@ -105,6 +105,6 @@ def test_the_command_line_ends_with_the_figure(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.strip().splitlines()[-1].startswith("Pendulum-v1 ppo: mean return -")
-    refused = subprocess.run([*command, "env.id=CartPole-v1"], cwd=tmp_path, capture_output=True, text=True)
+    refused = subprocess.run([*command[:-1], "env.id=CartPole-v1"], cwd=tmp_path, capture_output=True, text=True)
     assert refused.returncode == 2
     assert "CartPole-v1" in refused.stderr

@@ -123,7 +123,11 @@ class World:
                 generator.manual_seed(generator.initial_seed() + self.rank)
 
     def average_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
-        """Mean of the gradients over all processes, in one message. Those without a gradient are the same in each."""
+        """Mean of the gradients over all processes, in one message. Those without a gradient are the same in each.
+
+        Also for the forecaster: DistributedDataParallel would average in the midst of a backward pass, and a process
+        that takes its minibatch in parts, for want of memory, has several of these for one of another's.
+        """
         if self.size == 1:
             return
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]

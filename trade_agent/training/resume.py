@@ -16,7 +16,7 @@ from trade_agent.config.schema import TrainingConfig
 from trade_agent.errors import ConfigError, DataError
 from trade_agent.registry.metadata import check_config
 
-CONFIG, RESULT = "config.json", "result.json"  # a run that has begun, and one that has ended
+CONFIG, RESULT = "config.json", "result.json"
 
 
 # Settings that decide how a run goes on, not what comes of it: they may change between two starts of it.
@@ -36,12 +36,12 @@ def write_run(run_dir: Path, config: TrainingConfig, *, about: dict[str, Any]) -
     """What a run is, before it starts: `config.json`, and `run.json` with command, folder and `about`: processes,
     study, versions, plan and data.
 
-    A run that goes on keeps what is there.
+    A run that goes on keeps what is there. Once `run.json` is there, the run has begun.
     """
     if stored_run(run_dir).get("run_id") != config.run_id:
         own = {"run_id": config.run_id, "command": config.command, "folder": os.getcwd()}
-        safe_io.write_json(run_dir / "run.json", own | about)
         safe_io.write_json(run_dir / CONFIG, snapshot(config))
+        safe_io.write_json(run_dir / "run.json", own | about)
 
 
 def stored_run(run_dir: Path) -> dict[str, Any]:
