@@ -1,5 +1,6 @@
 """The sweep itself: which trials are asked for and what is told of them. Jobs are plain functions here."""
 
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,11 @@ from optuna.trial import TrialState
 
 from trade_agent.config.load import conf_dir
 from trade_agent.config.store import register_schemas
-from trade_agent.errors import ConfigError, DataError
+from trade_agent.errors import ConfigError, DataError, TradeAgentError
 from trade_agent.registry.naming import MODEL_TYPES
 from trade_agent.search.studies import load_study
 from trade_agent.search.summary import summarise
-from trade_agent.search.sweeper import StudySweeper, default_values, violations
+from trade_agent.search.sweeper import StudySweeper, default_values, settings_of, violations
 
 Job = Callable[[int, dict[str, str]], Any]
 SPACE = {"model.gamma": "interval(0.0, 1.0)", "model.batch_size": "choice(64, 128)"}
@@ -46,11 +47,17 @@ class Launcher:
 
 
 def sweep(
-    folder: Path, job: Job, *, arguments: Sequence[str] = (), sweep_dir: Path | None = None, **options: Any
+    folder: Path,
+    job: Job,
+    *,
+    arguments: Sequence[str] = (),
+    sweep_dir: Path | None = None,
+    settings: Any = None,
+    **options: Any,
 ) -> tuple[optuna.Study, Launcher]:
     """One sweep on the study in `folder`, with random samples."""
     sweep_dir = sweep_dir or folder / "sweep"
-    settings: dict[str, Any] = {
+    chosen: dict[str, Any] = {
         "storage": f"journal:///{folder}/studies.journal",
         "study_name": "sac",
         "objectives": {"sharpe": "maximize"},
@@ -67,7 +74,7 @@ def sweep(
         "params": OmegaConf.create(SPACE),
         "sampler": OmegaConf.create({"_target_": "optuna.samplers.RandomSampler", "seed": 3}),
     }
-    sweeper = StudySweeper(**(settings | options))
+    sweeper = StudySweeper(**(chosen | options))
     launcher = Launcher(job)
     sweeper.sweeper.launcher = launcher  # type: ignore[assignment]
     sweeper.sweeper.sweep_dir = str(sweep_dir)
@@ -75,11 +82,12 @@ def sweep(
         {
             "paths": {"outputs": str(folder)},
             "hydra": {"sweep": {"dir": str(sweep_dir)}},
-            "model": {"gamma": 0.97, "batch_size": 128},
+            "model": {"gamma": 0.97, "batch_size": 128, "tau": 0.01},
+            **(settings or {"trainer": {"name": "smoke", "checkpoint_seconds": 60}}),
         }
     )
     sweeper.sweep(list(arguments))
-    return load_study(settings["storage"], str(options.get("study_name", "sac"))), launcher
+    return load_study(chosen["storage"], str(options.get("study_name", "sac"))), launcher
 
 
 def states(study: optuna.Study) -> list[str]:
@@ -119,7 +127,7 @@ def test_what_the_command_line_fixes_is_not_searched(tmp_path: Path) -> None:
 def test_a_failed_trial_ends_nothing_and_a_pruned_one_is_no_failure(tmp_path: Path) -> None:
     def job(index: int, overrides: dict[str, str]) -> Any:
         if index in (0, 1, 4, 5):
-            raise DataError("the file is gone")
+            raise TradeAgentError("the disk is full")
         return None if index == 2 else {"sharpe": 1.0}
 
     study, _ = sweep(tmp_path, job, n_trials=7)
@@ -128,9 +136,9 @@ def test_a_failed_trial_ends_nothing_and_a_pruned_one_is_no_failure(tmp_path: Pa
 
 def test_a_search_that_only_fails_stops_with_the_error(tmp_path: Path) -> None:
     def job(index: int, overrides: dict[str, str]) -> Any:
-        raise DataError("the file is gone")
+        raise TradeAgentError("the disk is full")
 
-    with pytest.raises(DataError, match="the file is gone"):
+    with pytest.raises(TradeAgentError, match="the disk is full"):
         sweep(tmp_path, job, n_trials=9)
     study = load_study(f"journal:///{tmp_path}/studies.journal", "sac")
     assert states(study) == ["FAIL"] * 3
@@ -184,6 +192,50 @@ def test_a_trial_whose_folder_is_gone_begins_again(tmp_path: Path) -> None:
     assert folders == [f"'{tmp_path}/sweep'", f"'{tmp_path}/later'"]
 
 
+def test_a_study_is_not_gone_on_with_under_other_settings(tmp_path: Path) -> None:
+    """Trials on other data, or of another budget, do not compare, and those of the study would pass for new ones."""
+    sweep(tmp_path, gamma)
+    with pytest.raises(
+        ConfigError, match=r"study sac was made with trainer\.name=smoke, not with quick; .*study_name=NAME"
+    ):
+        sweep(tmp_path, gamma, settings={"trainer": {"name": "quick", "checkpoint_seconds": 60}})
+    study, _ = sweep(tmp_path, gamma, n_trials=5, settings={"trainer": {"name": "smoke", "checkpoint_seconds": 5}})
+    assert len(study.trials) == 5
+    sweep(tmp_path, gamma, study_name="other", settings={"trainer": {"name": "quick"}})
+
+
+@pytest.mark.parametrize(
+    ("space", "fixed"),
+    [
+        (SPACE | {"model.batch_size": "choice(32, 64)"}, []),
+        (SPACE | {"model.gamma": "choice(0.9, 0.99)"}, []),
+        (SPACE, ["model.batch_size=64"]),
+    ],
+)
+def test_a_study_is_not_gone_on_with_in_a_space_that_does_not_fit(
+    tmp_path: Path, space: dict[str, str], fixed: list[str]
+) -> None:
+    sweep(tmp_path, gamma)
+    with pytest.raises(ConfigError, match=r"the study sac searched model\.(gamma|batch_size) in .*study_name=NAME"):
+        sweep(tmp_path, gamma, n_trials=5, params=OmegaConf.create(space), arguments=fixed)
+    wider = SPACE | {"model.gamma": "interval(0.0, 2.0)", "model.tau": "interval(0.0, 1.0)"}
+    study, _ = sweep(tmp_path, gamma, n_trials=5, params=OmegaConf.create(wider))
+    assert len(study.trials) == 5
+
+
+def test_wrong_input_of_the_config_as_it_stands_ends_the_search(tmp_path: Path) -> None:
+    """No other trial could do better; once it is mended the defaults are tried again."""
+
+    def broken(index: int, overrides: dict[str, str]) -> Any:
+        raise DataError("the file is gone")
+
+    with pytest.raises(DataError, match="the file is gone"):
+        sweep(tmp_path, broken, settings={"trainer": {"name": "wrong"}})
+    study, _ = sweep(tmp_path, gamma)
+    assert states(study) == ["FAIL", "COMPLETE", "COMPLETE", "COMPLETE"]
+    assert study.trials[1].params == study.trials[0].params == {"model.gamma": 0.97, "model.batch_size": 128}
+
+
 def test_several_objectives_give_a_front(tmp_path: Path) -> None:
     def job(index: int, overrides: dict[str, str]) -> Any:
         return {"sharpe": [1.0, 2.0, 0.5, 3.0][index], "turnover": [10.0, 20.0, 30.0, 25.0][index]}
@@ -219,8 +271,10 @@ def test_a_sweep_leaves_table_and_pictures(tmp_path: Path, capsys: pytest.Captur
     for name in ("history.png", "importance.png"):
         assert (folder / name).read_bytes().startswith(b"\x89PNG")
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith("study sac: 6 complete")
+    assert lines[:2] == [f"trial {number} of 6 in {tmp_path}/sweep/{number}" for number in (0, 1)]
+    assert lines[6].startswith("study sac: 6 complete")
     assert lines[-1].startswith("best trial ")
+    assert f" in {tmp_path}/sweep/" in lines[-1]
     assert "model.gamma=" in lines[-1]
 
 
@@ -264,6 +318,12 @@ def test_every_search_composes_and_its_defaults_lie_in_their_ranges(name: str) -
     space, _, _ = create_params_from_overrides([f"{key}={value}" for key, value in sweeper.params.items()])
     assert len(space) > 1
     assert set(default_values(cfg, space)) == set(space)
+    settings = settings_of(cfg, space)
+    assert {"seed", "trainer.name", "data.source", "env.fill"} <= settings.keys()
+    assert not {name for name in settings if name.split(".")[0] in ("hydra", "paths", "device")} | (
+        settings.keys() & space
+    )
+    json.dumps(settings)  # as a storage does
     assert set(sweeper.objectives) == {"skill_score" if name == "cnn_lstm" else "sharpe"}
 
 

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -33,13 +34,21 @@ def summary(
         return
     objectives = list(result["objectives"])
     settings = list(dict.fromkeys(name for trial in result["trials"] for name in trial["params"]))
-    table = Table()
-    for name in ("trial", "state", *objectives, *(setting.rpartition(".")[2] for setting in settings), "violates"):
-        table.add_column(name, overflow="fold")  # whole on the narrowest terminal
+    constrained = any(trial["violated"] for trial in result["trials"])
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    for name in (
+        "trial",
+        "state",
+        *objectives,
+        *(setting.rpartition(".")[2] for setting in settings),
+        *["violates"] * constrained,
+    ):
+        table.add_column(name.replace("_", "\n"), overflow="fold")  # whole on the narrowest terminal
     for trial in result["trials"]:
         values = [f"{trial['values'][name]:.4g}" if name in trial["values"] else "" for name in objectives]
         chosen = [shown(trial["params"].get(name, "")) for name in settings]
-        table.add_row(str(trial["number"]), trial["state"], *values, *chosen, ", ".join(trial["violated"]))
+        violated = [", ".join(trial["violated"])] * constrained
+        table.add_row(str(trial["number"]), trial["state"], *values, *chosen, *violated)
     Console().print(table)
     for name, share in result["importance"].items():
         print(f"importance {share:4.0%}  {name}")

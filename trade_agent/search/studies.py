@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+from optuna.distributions import BaseDistribution, check_distribution_compatibility
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.study import StudyDirection
@@ -17,6 +18,8 @@ from optuna.trial import FrozenTrial, TrialState
 
 from trade_agent.errors import ConfigError
 
+SETTINGS = "settings"  # user attribute of a study: what its trials have in common
+DEFAULTS = "defaults"  # user attribute of a trial: it is the config as it stands
 JOURNAL = "journal:///"
 SQLITE = "sqlite:///"
 
@@ -65,6 +68,7 @@ def create_study(
 
     Raises ConfigError when the study that is there was made for other objectives.
     """
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(
         study_name=name,
         storage=storage,
@@ -83,6 +87,39 @@ def create_study(
             "give the search a name of its own: hydra.sweeper.study_name=NAME",
         )
     return study
+
+
+def keep_settings(study: optuna.Study, settings: Mapping[str, Any], space: Mapping[str, BaseDistribution]) -> None:
+    """Note what all trials of a study have in common: dotted name -> plain value. space: what is searched.
+
+    Raises ConfigError where the trials that it has do not compare: they were made with other settings, or searched
+    what is not searched now, or another choice of it.
+    """
+    remedy = "give the search a name of its own: hydra.sweeper.study_name=NAME"
+    trials = study.get_trials(deepcopy=False)
+    if any(trial.state not in (TrialState.FAIL, TrialState.WAITING) for trial in trials):
+        made = study.user_attrs.get(SETTINGS, {})
+        changed = [name for name, value in settings.items() if made.get(name, value) != value]
+        if changed:
+            name = changed[0]
+            others = f" and {len(changed) - 1} others" if changed[1:] else ""
+            what = f"the study {study.study_name} was made with {name}={made[name]}, not with {settings[name]}{others}"
+            raise ConfigError(what, remedy)
+    for trial in trials:
+        for name, distribution in trial.distributions.items():
+            try:
+                check_distribution_compatibility(distribution, space[name])
+            except (KeyError, ValueError) as error:
+                raise ConfigError(f"the study {study.study_name} searched {name} in {distribution}", remedy) from error
+    study.set_user_attr(SETTINGS, dict(settings))
+
+
+def enqueue_defaults(study: optuna.Study, values: Mapping[str, Any]) -> None:
+    """Make the config as it stands the next trial, unless it is one already that has not failed."""
+    for trial in study.get_trials(deepcopy=False):
+        if trial.state != TrialState.FAIL and trial.system_attrs.get("fixed_params", trial.params) == values:
+            return
+    study.enqueue_trial(dict(values), user_attrs={DEFAULTS: True})
 
 
 def counted(study: optuna.Study) -> list[FrozenTrial]:

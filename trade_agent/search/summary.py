@@ -1,17 +1,23 @@
 """What a study found: a table of its trials, the importance of what was searched, and two pictures."""
 
+import os
 import warnings
+from collections.abc import Callable
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import optuna
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from trade_agent import safe_io
 from trade_agent.search.studies import counted
+from trade_agent.search.sweeps import FOLDER
 
 FEWEST_FOR_IMPORTANCE = 4  # complete trials; below, shares of importance are noise
 
@@ -19,8 +25,8 @@ FEWEST_FOR_IMPORTANCE = 4  # complete trials; below, shares of importance are no
 def summarise(study: optuna.Study) -> dict[str, Any]:
     """Plain values: `trials` in order of their numbers, `best` numbers (several with several objectives), `importance`.
 
-    A trial: number, state, values by objective (of a pruned one the last that it reported), params, constraints that
-    it violates. importance: parameter -> share of it, by the first objective, largest first.
+    A trial: number, state, values by objective (of a pruned one the last that it reported), params, folder of its run,
+    constraints that it violates. importance: parameter -> share of it, by the first objective, largest first.
     """
     trials = counted(study)
     return {
@@ -42,9 +48,10 @@ def row(study: optuna.Study, trial: FrozenTrial) -> dict[str, Any]:
         values = [trial.intermediate_values[max(trial.intermediate_values)]]
     return {
         "number": trial.number,
-        "state": trial.state.name.lower(),
+        "state": "failed" if trial.state == TrialState.FAIL else trial.state.name.lower(),
         "values": dict(zip(names(study), values or [], strict=False)),
         "params": trial.params,
+        "folder": trial.user_attrs.get(FOLDER, ""),
         "violated": sorted(name for name, value in trial.constraints.items() if value > 0.0),
     }
 
@@ -94,7 +101,7 @@ def state_counts(summary: dict[str, Any]) -> str:
 
 
 def best_lines(summary: dict[str, Any]) -> list[str]:
-    """One line for each best trial: its values, then the overrides that repeat it."""
+    """One line for each best trial: its values, where its run is, then the overrides that repeat it."""
     if not summary["best"]:
         return ["no trial is complete and within the constraints"]
     by_number = {trial["number"]: trial for trial in summary["trials"]}
@@ -102,29 +109,47 @@ def best_lines(summary: dict[str, Any]) -> list[str]:
     for number in summary["best"]:
         trial = by_number[number]
         values = ", ".join(f"{name} {value:.4g}" for name, value in trial["values"].items())
-        lines.append(f"best trial {number}: {values}: " + " ".join(f"{k}={v}" for k, v in trial["params"].items()))
+        place = f" in {from_here(trial['folder'])}" if trial["folder"] else ""
+        settings = " ".join(f"{name}={value}" for name, value in trial["params"].items())
+        lines.append(f"best trial {number}: {values}{place}: {settings}")
     return lines
 
 
+def from_here(folder: str) -> str:
+    """A folder as one would type it."""
+    return os.path.relpath(folder) if Path(folder).is_relative_to(Path.cwd()) else folder
+
+
 def plot_history(path: Path, summary: dict[str, Any]) -> None:
-    """The first objective of every trial in order, and the best so far."""
-    name, way = next(iter(summary["objectives"].items()))
-    figure = Figure(figsize=(7.0, 3.5), layout="constrained")
-    axes = figure.subplots()
-    for state, marker in (("complete", "o"), ("pruned", "x")):
-        shown = [(trial["number"], trial["values"][name]) for trial in summary["trials"] if has(trial, state, name)]
-        if shown:
-            axes.plot(*zip(*shown, strict=True), marker, label=state)
-    complete = [trial for trial in summary["trials"] if has(trial, "complete", name) and not trial["violated"]]
-    better = max if way == "maximize" else min
-    best = [better(other["values"][name] for other in complete[: index + 1]) for index in range(len(complete))]
-    axes.step([trial["number"] for trial in complete], best, where="post", label="best so far")
-    axes.set_title(f"study {summary['study']}")
-    axes.set_xlabel("trial")
+    """Every objective of every trial in order, and the best so far of those within the constraints."""
+    objectives = summary["objectives"]
+    figure = Figure(figsize=(7.0, 0.5 + 3.0 * len(objectives)), layout="constrained")
+    rows = figure.subplots(len(objectives), 1, sharex=True, squeeze=False)[:, 0]
+    for axes, (name, way) in zip(rows, objectives.items(), strict=True):
+        _plot_objective(axes, summary["trials"], name, max if way == "maximize" else min)
+    rows[0].set_title(f"study {summary['study']}")
+    rows[-1].set_xlabel("trial")
+    rows[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
+    figure.savefig(path, dpi=110)
+
+
+def _plot_objective(axes: Axes, trials: list[dict[str, Any]], name: str, better: Callable[..., float]) -> None:
+    complete = [trial for trial in trials if has(trial, "complete", name)]
+    feasible = [trial for trial in complete if not trial["violated"]]
+    shown = {
+        "complete": ("o", feasible),
+        "violates a constraint": ("v", [trial for trial in complete if trial["violated"]]),
+        "pruned": ("x", [trial for trial in trials if has(trial, "pruned", name)]),
+    }
+    for label, (marker, chosen) in shown.items():
+        if chosen:
+            numbers = [trial["number"] for trial in chosen]
+            axes.plot(numbers, [trial["values"][name] for trial in chosen], marker, label=label)
+    best = list(accumulate((trial["values"][name] for trial in feasible), better))
+    axes.step([trial["number"] for trial in feasible], best, where="post", label="best so far")
     axes.set_ylabel(f"validation {name}")
     axes.grid(alpha=0.3)
     axes.legend()
-    figure.savefig(path, dpi=110)
 
 
 def has(trial: dict[str, Any], state: str, name: str) -> bool:

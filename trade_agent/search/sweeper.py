@@ -6,6 +6,8 @@ trials that were pruned by their own job, constraints, the defaults as first tri
 Imported whenever train.py starts, so what needs Optuna is imported only where a sweep begins.
 """
 
+import contextlib
+import io
 import logging
 import math
 import os
@@ -21,9 +23,10 @@ from hydra_plugins.hydra_optuna_sweeper.optuna_sweeper import OptunaSweeper
 from omegaconf import DictConfig, OmegaConf
 
 from trade_agent.config.check import check_value
+from trade_agent.config.load import leaves
 from trade_agent.config.quoting import quoted
 from trade_agent.config.schema import SearchConfig
-from trade_agent.errors import ConfigError
+from trade_agent.errors import ConfigError, TradeAgentError
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -32,6 +35,11 @@ if TYPE_CHECKING:
     from trade_agent.search.sweeps import Sweeps
 
 log = logging.getLogger(__name__)
+# What trials that are compared may differ in: where they run, and what is kept of them.
+NOT_COMPARED = (
+    *("hydra.", "paths.", "registry.", "monitoring.", "device.", "tags", "notes", "run_id", "command", "hidden"),
+    *("trainer.checkpoint_seconds", "trainer.divergence_retries", "upstream.missing"),
+)
 VALIDATION = "validation"  # user attribute of a trial: all validation metrics of the kept state
 
 
@@ -84,8 +92,9 @@ class StudySweeper(OptunaSweeper):
         self.failures_in_a_row = 0
 
     def sweep(self, arguments: list[str]) -> None:
-        """Raises the error of the last trial after `max_failures_in_a_row` failed ones: the search itself is wrong."""
-        from trade_agent.search.studies import create_study, open_storage
+        """Raises ConfigError where the study is one of other trials, and the error of a trial where the search itself
+        is wrong: input that the config as it stands does not accept, or `max_failures_in_a_row`."""
+        from trade_agent.search.studies import create_study, enqueue_defaults, keep_settings, open_storage
         from trade_agent.search.summary import best_lines, state_counts, write_summary
         from trade_agent.search.sweeps import Sweeps
 
@@ -101,8 +110,9 @@ class StudySweeper(OptunaSweeper):
                     sampler=self.sweeper.sampler,
                     pruner=self.pruner,
                 )
+                keep_settings(study, settings_of(config, space), space)
                 if self.defaults_first:
-                    study.enqueue_trial(default_values(config, space), skip_if_exists=True)
+                    enqueue_defaults(study, default_values(config, space))
             while trials := self._ask(study, sweeps):
                 chosen = self.sweeper._configure_trials(trials, space, fixed, fixed_overrides)
                 overrides = [(*items, *in_folder(trial)) for items, trial in zip(chosen, trials, strict=True)]
@@ -143,8 +153,11 @@ class StudySweeper(OptunaSweeper):
         return trials
 
     def _launch(self, study: "Study", trials: "list[Trial]", overrides: Sequence[Sequence[str]]) -> None:
-        from trade_agent.search.sweeps import put_back
+        from trade_agent.search.summary import from_here
+        from trade_agent.search.sweeps import FOLDER, put_back
 
+        for trial in trials:
+            print(f"trial {trial.number} of {self.n_trials} in {from_here(trial.user_attrs[FOLDER])}")
         assert self.sweeper.launcher is not None
         try:
             returns = self.sweeper.launcher.launch(overrides, initial_job_idx=self.sweeper.job_idx)
@@ -159,15 +172,22 @@ class StudySweeper(OptunaSweeper):
                 )
             raise
         self.sweeper.job_idx += len(returns)
-        for trial, returned in zip(trials, returns, strict=True):
-            self._tell(study, trial, returned)
+        errors = [self._tell(study, trial, returned) for trial, returned in zip(trials, returns, strict=True)]
+        for fatal in filter(None, errors):
+            raise fatal
 
-    def _tell(self, study: "Study", trial: "Trial", returned: Any) -> None:
-        """Hand the outcome of a job to the study: validation metrics, None where it was pruned, or its error."""
+    def _tell(self, study: "Study", trial: "Trial", returned: Any) -> Exception | None:
+        """Hand the outcome of a job to the study: validation metrics, None where it was pruned, or its error.
+
+        Returns the error where the search is to end with it.
+        """
         from optuna.trial import TrialState
 
+        from trade_agent.search.studies import DEFAULTS
+
         try:
-            metrics = returned.return_value
+            with contextlib.redirect_stderr(io.StringIO()):  # Hydra would repeat the overrides of a failed job
+                metrics = returned.return_value
             if metrics is None:
                 study.tell(trial, state=TrialState.PRUNED)
             else:
@@ -180,8 +200,10 @@ class StudySweeper(OptunaSweeper):
             study.tell(trial, state=TrialState.FAIL, skip_if_finished=True)
             self.failures_in_a_row += 1
             log.warning(f"trial {trial.number} failed: {error}")
-            if self.failures_in_a_row >= self.max_failures_in_a_row:
-                raise
+            wrong_input = isinstance(error, TradeAgentError) and error.exit_code == 2
+            if (wrong_input and DEFAULTS in trial.user_attrs) or self.failures_in_a_row >= self.max_failures_in_a_row:
+                return error
+        return None
 
 
 def in_folder(trial: "Trial") -> tuple[str, str]:
@@ -203,6 +225,12 @@ def check_options(objectives: Mapping[str, str], options: Mapping[str, Any]) -> 
             check_value(f"hydra.sweeper.{item.name}", options[item.name], dict(item.metadata))
 
 
+def settings_of(config: DictConfig, space: Mapping[str, Any]) -> dict[str, Any]:
+    """What the trials of a search have in common, as it was typed: dotted name -> plain value."""
+    plain = OmegaConf.to_container(config, resolve=False)  # what comes from the environment stays out of the study
+    return {name: value for name, value in leaves(plain) if name not in space and not name.startswith(NOT_COMPARED)}
+
+
 def default_values(config: DictConfig, space: Mapping[str, Any]) -> dict[str, Any]:
     """What the config says of the settings that are searched, where it lies in their range."""
     values = {name: OmegaConf.select(config, name) for name in space}
@@ -218,11 +246,11 @@ def _internal(distribution: Any, value: Any) -> float:
 
 
 def wanted(metrics: Mapping[str, float], name: str) -> float:
-    """One validation metric. Raises ConfigError where the stage does not have it, or it is no finite number."""
+    """One validation metric. Raises ConfigError where the stage has none, TradeAgentError where it is not finite."""
     if name not in metrics:
         raise ConfigError(f"there is no validation metric {name}", f"use one of {', '.join(sorted(metrics))}")
     if not math.isfinite(metrics[name]):
-        raise ConfigError(f"validation {name} is {metrics[name]}", "search narrower ranges")
+        raise TradeAgentError(f"validation {name} is {metrics[name]}", "search narrower ranges")
     return metrics[name]
 
 
