@@ -1,5 +1,7 @@
 """The synthetic markets are what their description says, and reach the user through the common door."""
 
+from statistics import NormalDist
+
 import numpy as np
 import pytest
 
@@ -129,3 +131,15 @@ def test_in_the_ensemble_market_each_half_of_the_first_part_wants_the_opposite(m
     assert set(np.unique(regime[20_000:])) == {-1.0, 1.0}
     assert np.corrcoef(signal[:10_000], following[:10_000])[0, 1] > 0.3
     assert np.corrcoef(signal[10_000:20_000], following[10_000:20_000])[0, 1] < -0.3
+
+
+def test_nobody_can_expect_anything_of_noise():
+    """Its mean simple return is 0, which a sample would show only after a hundred million bars."""
+
+    class Quantiles:
+        def standard_normal(self, count):
+            return np.array([NormalDist().inv_cdf((k + 0.5) / count) for k in range(count)])
+
+    returns = np.expm1(MARKETS["noise"](100_000, Quantiles()).bar_return)
+    assert returns.mean() == pytest.approx(0.0, abs=1e-9)
+    assert returns.std() == pytest.approx(synthetic.NOISE_VOLATILITY, rel=1e-3)

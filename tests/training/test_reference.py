@@ -1,5 +1,6 @@
 """Runs on gymnasium tasks, through the manager and through the command line."""
 
+import copy
 import json
 import os
 import subprocess
@@ -12,8 +13,11 @@ import pytest
 import torch
 
 from trade_agent import safe_io
+from trade_agent.agents.base import Agent
 from trade_agent.config.load import compose_config, load_config
+from trade_agent.envs.gymnasium_tasks import PlayedEpisodes
 from trade_agent.errors import ConfigError
+from trade_agent.training import reference
 from trade_agent.training.models import agent_from_state
 from trade_agent.training.reference import EVALUATION_SEEDS, ReferenceResult
 from trade_agent.training.unified_manager import UnifiedTrainingManager
@@ -69,6 +73,33 @@ def test_the_figure_is_that_of_the_stored_weights_on_episodes_of_gymnasium(tmp_p
         returns.append(total)
     # The torque passes through float64 in one and float32 in the other.
     assert result.metrics["mean_return"] == pytest.approx(np.mean(returns), rel=1e-4)
+
+
+def test_the_state_of_the_best_check_is_judged_on_episodes_of_no_check(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Checks score 2, 3 and 1; the agent is another one at each of them."""
+    weights, seeds, scores = [], [], iter([2.0, 3.0, 1.0, 0.0])
+
+    def evaluate(agent: Agent, task_id: str, first_seed: int, episodes: int, device: torch.device) -> PlayedEpisodes:
+        weights.append(copy.deepcopy(agent.state_dict()))
+        seeds.append(set(range(first_seed, first_seed + episodes)))
+        return PlayedEpisodes(np.full(episodes, next(scores)), np.full(episodes, 200))
+
+    monkeypatch.setattr(reference, "evaluate", evaluate)
+    result = run(
+        tmp_path,
+        "model=td3",
+        "trainer.validation_checks=3",
+        "env.check_episodes=100_000",
+        "env.evaluation_episodes=100_000",
+    )
+    assert [score for _, score in result.checks] == [2.0, 3.0, 1.0]
+    assert (result.validation["mean_return"], result.metrics["mean_return"]) == (3.0, 0.0)
+    for name, kept in weights[-1].items():
+        assert torch.equal(kept, weights[1][name])
+    assert any(not torch.equal(value, weights[2][name]) for name, value in weights[1].items())
+    assert not seeds[-1] & set.union(*seeds[:-1])
 
 
 def test_the_same_seed_gives_the_same_result(tmp_path: Path) -> None:
