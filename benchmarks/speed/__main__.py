@@ -24,6 +24,7 @@ GROUPS = (
     "scaling",
     "start",
     "synchronisations",
+    "cuda",
 )
 
 

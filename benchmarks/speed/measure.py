@@ -43,6 +43,7 @@ class Figure:
     target: float | None = None
     agrees: bool | None = None
     versions: dict[str, str] | None = None
+    device: str = "cpu"
     remark: str = ""
 
     def print(self) -> None:
@@ -55,7 +56,7 @@ class Figure:
             "ratio": None if self.agrees is False else _rounded(self.ratio),
             "target": self.target,
             "agrees": self.agrees,
-            "device": "cpu",
+            "device": self.device,
             "threads": 1,
             "versions": machine() | (self.versions or {}),
         }

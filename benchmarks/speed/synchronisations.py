@@ -128,16 +128,17 @@ def measure(repeats: int) -> None:
             found = on_a_gpu(waits(agent_loop(algorithm, joint=joint, updates=UPDATES, device=device).run))
             own, looks = sum(in_the_loop(found).values()), sum(found.values())
             name = f"{algorithm}, jointly with its forecaster" if joint else algorithm
-            _line(name, own, f"and {looks - own} to look at the metrics")
+            _line(name, own, f"and {looks - own} to look at the metrics", device)
     once, twice = (sum(waits(forecaster_loop(updates=n, device=device)).values()) for n in (UPDATES, 2 * UPDATES))
-    _line("forecaster", twice - once, f"and {2 * once - twice} an epoch")
+    _line("forecaster", twice - once, f"and {2 * once - twice} an epoch", device)
 
 
-def _line(name: str, count: int, remark: str) -> None:
+def _line(name: str, count: int, remark: str, device: torch.device) -> None:
     Figure(
         figure=f"G16 synchronisations of training, {name}",
         unit=f"in {UPDATES} updates",
         ours=count,
         target=0.0,
+        device=device.type,
         remark=remark,
     ).print()

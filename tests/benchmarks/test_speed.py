@@ -5,11 +5,15 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from benchmarks.speed.__main__ import GROUPS
+from benchmarks.speed.cuda import captured_loop
 from benchmarks.speed.env import FREE, random_walk, same_profits
 from benchmarks.speed.measure import Figure, in_turn
 from benchmarks.speed.peer import PACKAGES
@@ -50,6 +54,30 @@ def test_profits_of_another_tape_do_not_agree() -> None:
     profit = float(close[33] / close[31])
     assert same_profits(series, rules, [1, 1, 0], [1.0, 1.0, profit])
     assert not same_profits(series, rules, [1, 0, 0], [1.0, 1.0, profit])
+
+
+@pytest.mark.parametrize("alike", [True, False])
+def test_captured_loops_count_where_they_end_alike(capsys: pytest.CaptureFixture[str], alike: bool) -> None:
+    class AsItIs:
+        """Nothing is recorded; random numbers are those of the run, or others."""
+
+        def __init__(self, generator: torch.Generator) -> None:
+            self.generators = (generator,)
+
+        def warm_up(self, work: Callable[[], Any]) -> Any:
+            before = torch.get_rng_state()
+            result = work()
+            if not alike:
+                torch.set_rng_state(before)
+                torch.rand(7)
+            return result
+
+        def record(self, work: Callable[[], Any]) -> Any:
+            raise RuntimeError("there are no graphs")
+
+    captured_loop("td3", joint=False, updates=8, device=torch.device("cpu"), graphs=AsItIs, repeats=1)
+    line = json.loads(capsys.readouterr().out)
+    assert (line["agrees"], line["ratio"] is not None) == (alike, alike)
 
 
 def test_a_peer_answers_over_its_pipe_whatever_it_prints() -> None:
