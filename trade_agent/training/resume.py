@@ -99,7 +99,7 @@ def continued(config: TrainingConfig, run_dir: Path) -> TrainingConfig:
         return with_run_id(config)
     differing = _differing(config, run_dir)
     if differing or (run_dir / RESULT).exists():
-        what = f"another run ({', '.join(differing[:3])} differ)" if differing else "a run that is finished"
+        what = f"another run (with another {', '.join(differing[:3])})" if differing else "a run that is finished"
         raise ConfigError(f"{run_dir} holds {what}", "name another folder: hydra.run.dir=FOLDER")
     return dataclasses.replace(config, run_id=_read_config(run_dir)["run_id"])
 
