@@ -3,13 +3,19 @@
 import contextlib
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from types import FrameType
 
 from trade_agent.errors import StoppedError
 
-# The exit code says who is to go on: 75 (EX_TEMPFAIL) asks a batch system to put the job back into its queue.
-EXIT_CODES = {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGUSR1: 75}
+# The exit code says who is to go on: 75 asks a batch system to put the job back into its queue.
+EX_TEMPFAIL = 75
+EXIT_CODES = {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGUSR1: EX_TEMPFAIL}
+
+
+HANDED_ON = signal.SIGUSR2  # by submitit, to put the job back into the queue before its time is over
+GRACE_SECONDS = 20  # until the next boundary; then it is handed on without a checkpoint of its own
 
 
 class StopFlag:
@@ -31,12 +37,14 @@ class StopFlag:
         """Raises StoppedError where a signal came, here or to another process that trains along."""
         number = self.signal or signal.SIGTERM
         error = StoppedError(f"stopped by {number.name}", f"go on with: {self.resume}")
-        error.exit_code = EXIT_CODES[number]
+        error.exit_code = EXIT_CODES.get(number, EX_TEMPFAIL)
         raise error
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.signal is None:
             self.signal = signal.Signals(number)
+            if number == HANDED_ON:
+                signal.alarm(GRACE_SECONDS)
         elif number == signal.SIGINT:
             self.raise_stopped()
 
@@ -45,14 +53,28 @@ class StopFlag:
 def stop_on_signals(flag: StopFlag) -> Iterator[None]:
     """Let SIGTERM, SIGINT and SIGUSR1 set the flag, and put the handlers before them back at the end.
 
-    Only the main thread may set handlers; elsewhere signals stay what they are.
+    SIGUSR2 too where somebody waits for it, who is told once the run has stopped. Only the main thread may set
+    handlers; elsewhere signals stay what they are.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.signal(number, flag._handle) for number in EXIT_CODES}
+    theirs = signal.getsignal(HANDED_ON)
+    numbers = [*EXIT_CODES]
+    before = {}
+    if callable(theirs):
+        before[signal.SIGALRM] = signal.signal(signal.SIGALRM, lambda number, frame: theirs(HANDED_ON, frame))
+        numbers.append(HANDED_ON)
+    before |= {number: signal.signal(number, flag._handle) for number in numbers}
     try:
         yield
+    except StoppedError:
+        signal.alarm(0)
+        if flag.signal == HANDED_ON and callable(theirs):
+            theirs(HANDED_ON, None)  # ends the process that puts the job back
+            time.sleep(GRACE_SECONDS)  # another one of the job: its end must not end the job before that
+        raise
     finally:
+        signal.alarm(0)
         for number, handler in before.items():
             signal.signal(number, handler)
