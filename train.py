@@ -5,6 +5,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from trade_agent.training.signals import end_on_signals
+
+if __name__ == "__main__":
+    end_on_signals()  # before the imports that take long
 os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come through to `exit_code_of`, which prints them in one line
 
 import hydra

@@ -332,5 +332,7 @@ def root(version: Annotated[bool, typer.Option("--version", help="Print the vers
 def main() -> None:
     """Entry point of the `trade-agent` script."""
     from trade_agent.console import exit_code_of
+    from trade_agent.training.signals import end_on_signals
 
+    end_on_signals()
     sys.exit(exit_code_of(app))

@@ -68,6 +68,9 @@ def hydra_job(run_dir: Path, *, sweep: bool) -> Iterator[None]:
         if sweep and not isinstance(error, StoppedError):
             raise
         raise SystemExit(report(error)) from error
+    except SystemExit:  # of a signal, before the run was begun
+        discard(run_dir)
+        raise
 
 
 def report(error: TradeAgentError) -> int:

@@ -1,6 +1,7 @@
 """Signals that ask a run to stop: noticed at once, obeyed at the next boundary between two steps."""
 
 import contextlib
+import os
 import signal
 import threading
 import time
@@ -12,10 +13,9 @@ from trade_agent.errors import StoppedError
 # The exit code says who is to go on: 75 asks a batch system to put the job back into its queue.
 EX_TEMPFAIL = 75
 EXIT_CODES = {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGUSR1: EX_TEMPFAIL}
-
-
 HANDED_ON = signal.SIGUSR2  # by submitit, to put the job back into the queue before its time is over
 GRACE_SECONDS = 20  # until the next boundary; then it is handed on without a checkpoint of its own
+STDERR = 2
 
 
 class StopFlag:
@@ -47,6 +47,22 @@ class StopFlag:
                 signal.alarm(GRACE_SECONDS)
         elif number == signal.SIGINT:
             self.raise_stopped()
+
+
+def end_on_signals() -> None:
+    """Called first of all by a program: outside of a run (`stop_on_signals`) the same signals end it at once, with the
+    same exit codes and one line. A worker of torchrun dies of them instead: its agent must not take it for a run that
+    was stopped."""
+    if "RANK" not in os.environ:
+        for number in EXIT_CODES:
+            signal.signal(number, _end)
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    # Not by print: the signal may have come in the midst of one.
+    line = f"stopped by {signal.Signals(number).name} while nothing was trained; give the same command again\n"
+    os.write(STDERR, line.encode())
+    raise SystemExit(EXIT_CODES[signal.Signals(number)])
 
 
 @contextlib.contextmanager
