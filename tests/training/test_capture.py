@@ -3,6 +3,7 @@
 import math
 import signal
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -300,6 +301,22 @@ def test_cuda_graphs_repeat_the_run(algorithm: str, caplog: pytest.LogCaptureFix
     assert not caplog.messages
     assert_close(plain, replayed)
     assert all(torch.equal(one, other) for one, other in zip(*states, strict=True))
+
+
+@pytest.mark.gpu
+@on_a_gpu
+def test_what_cuda_cannot_capture_is_done_as_it_is(caplog: pytest.LogCaptureFixture) -> None:
+    def reads(step: Callable[[Tensors], Tensors], metrics: Tensors) -> Tensors:
+        assert float(metrics["q_mean"]) < 1e6
+        return step(metrics)
+
+    loops = on_cuda("sac", None), on_cuda("sac", CudaGraphs)
+    for loop in loops:
+        loop.learner.step = partial(reads, loop.learner.step)  # type: ignore[method-assign]
+        torch.manual_seed(3)
+        loop.run()
+    assert [line.startswith("device.capture: an update is not replayed") for line in caplog.messages] == [True]
+    assert_close(*loops)
 
 
 @pytest.mark.gpu

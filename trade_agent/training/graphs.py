@@ -54,8 +54,11 @@ class CudaGraphs:
         graph = torch.cuda.CUDAGraph()
         for generator in self.generators:
             graph.register_generator_state(generator)
-        # thread_local: the threads of monitoring may use CUDA meanwhile.
-        with torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
+        # A capture that fails leaves its stream current. thread_local: threads of monitoring may use CUDA meanwhile.
+        with (
+            torch.cuda.stream(torch.cuda.current_stream()),
+            torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"),
+        ):
             result = work()
         return graph.replay, result
 
@@ -68,7 +71,9 @@ class Recorded(NamedTuple):
     outputs: Tensors
 
     def __call__(self, inputs: TensorDict) -> Tensors:
-        self.inputs.update_(inputs)
+        names = list(self.inputs.keys())
+        if names:
+            torch._foreach_copy_([self.inputs[name] for name in names], [inputs[name] for name in names])
         self.replay()
         return {name: value.clone() for name, value in self.outputs.items()}  # the next replay writes over them
 
