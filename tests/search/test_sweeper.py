@@ -177,19 +177,30 @@ def test_an_interrupted_trial_goes_on_in_its_folder(tmp_path: Path, capsys: pyte
     assert folders == [(own, "'0'"), (own, "'1'"), (own, "'1'"), (later, "'2'"), (later, "'3'")]
 
 
-def test_a_trial_whose_folder_is_gone_begins_again(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("kept", "threads", "goes_on"), [(True, 1, True), (False, 1, False), (True, 2, False)], ids=["", "gone", "threads"]
+)
+def test_a_trial_whose_run_cannot_go_on_begins_again(tmp_path: Path, kept: bool, threads: int, goes_on: bool) -> None:
+    """Its folder is gone, or what a run keeps to has changed."""
     folders = []
 
     def interrupted(index: int, overrides: dict[str, str]) -> Any:
         folders.append(overrides["hydra.sweep.dir"])
         if len(folders) == 1:
+            (tmp_path / "sweep").mkdir()
+            if kept:
+                (tmp_path / "sweep/0").mkdir()
             raise KeyboardInterrupt
         return gamma(index, overrides)
 
+    def settings(threads: int, seconds: int) -> Any:
+        return {"trainer": {"name": "smoke", "checkpoint_seconds": seconds}, "device": {"threads": threads}}
+
     with pytest.raises(KeyboardInterrupt):
-        sweep(tmp_path, interrupted)
-    sweep(tmp_path, interrupted, sweep_dir=tmp_path / "later", n_trials=1)
-    assert folders == [f"'{tmp_path}/sweep'", f"'{tmp_path}/later'"]
+        sweep(tmp_path, interrupted, settings=settings(1, 60))
+    later = tmp_path / "later"
+    sweep(tmp_path, interrupted, sweep_dir=later, n_trials=1, settings=settings(threads, 5))
+    assert folders == [f"'{tmp_path}/sweep'", f"'{tmp_path}/sweep'" if goes_on else f"'{later}'"]
 
 
 def test_a_study_is_not_gone_on_with_under_other_settings(tmp_path: Path) -> None:
@@ -320,9 +331,8 @@ def test_every_search_composes_and_its_defaults_lie_in_their_ranges(name: str) -
     assert set(default_values(cfg, space)) == set(space)
     settings = settings_of(cfg, space)
     assert {"seed", "trainer.name", "data.source", "env.fill"} <= settings.keys()
-    assert not {name for name in settings if name.split(".")[0] in ("hydra", "paths", "device")} | (
-        settings.keys() & space
-    )
+    assert not settings.keys() & space
+    assert not {name for name in settings if name.startswith(("hydra.", "paths."))}
     json.dumps(settings)  # as a storage does
     assert set(sweeper.objectives) == {"skill_score" if name == "cnn_lstm" else "sharpe"}
 

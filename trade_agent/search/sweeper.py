@@ -22,6 +22,7 @@ from hydra.core.plugins import Plugins
 from hydra_plugins.hydra_optuna_sweeper.optuna_sweeper import OptunaSweeper
 from omegaconf import DictConfig, OmegaConf
 
+from trade_agent import safe_io
 from trade_agent.config.check import check_value
 from trade_agent.config.load import leaves
 from trade_agent.config.quoting import quoted
@@ -35,11 +36,15 @@ if TYPE_CHECKING:
     from trade_agent.search.sweeps import Sweeps
 
 log = logging.getLogger(__name__)
-# What trials that are compared may differ in: where they run, and what is kept of them.
-NOT_COMPARED = (
-    *("hydra.", "paths.", "registry.", "monitoring.", "device.", "tags", "notes", "run_id", "command", "hidden"),
-    *("trainer.checkpoint_seconds", "trainer.divergence_retries", "upstream.missing"),
+# What is no matter of a run: where it lies, and how it goes on.
+APART = (
+    *("hydra.", "paths.", "registry.", "monitoring.", "tags", "notes", "run_id", "command", "hidden"),
+    *("device.timeout_seconds", "device.max_restarts", "trainer.checkpoint_seconds", "trainer.divergence_retries"),
 )
+PROCESSES = ("hydra.launcher.nodes", "hydra.launcher.tasks_per_node")
+# What a run keeps to, and the trials of a study need not have in common.
+OWN = ("hydra.", "device.", "upstream.missing")
+RUN = "run"  # user attribute of a trial: digest of the settings that its run keeps to
 VALIDATION = "validation"  # user attribute of a trial: all validation metrics of the kept state
 
 
@@ -110,10 +115,12 @@ class StudySweeper(OptunaSweeper):
                     sampler=self.sweeper.sampler,
                     pruner=self.pruner,
                 )
-                keep_settings(study, settings_of(config, space), space)
+                settings = settings_of(config, space)
+                keep_settings(study, {name: settings[name] for name in settings if not name.startswith(OWN)}, space)
                 if self.defaults_first:
                     enqueue_defaults(study, default_values(config, space))
-            while trials := self._ask(study, sweeps):
+            run = safe_io.sha256_bytes(safe_io.canonical_json(settings))
+            while trials := self._ask(study, sweeps, run):
                 chosen = self.sweeper._configure_trials(trials, space, fixed, fixed_overrides)
                 overrides = [(*items, *in_folder(trial)) for items, trial in zip(chosen, trials, strict=True)]
                 self._launch(study, trials, overrides)
@@ -135,8 +142,11 @@ class StudySweeper(OptunaSweeper):
         )
         return {name: values for name, values in space.items() if name not in fixed}, fixed, deletions
 
-    def _ask(self, study: "Study", sweeps: "Sweeps") -> "list[Trial]":
-        """The next trials, at most `n_jobs`, each with a folder; none when the study has had all of them."""
+    def _ask(self, study: "Study", sweeps: "Sweeps", run: str) -> "list[Trial]":
+        """The next trials, at most `n_jobs`, each with a folder; none when the study has had all of them.
+
+        run: digest of the settings of runs; one that was begun with others cannot go on, and begins anew.
+        """
         from trade_agent.search.studies import counted
         from trade_agent.search.sweeps import FOLDER, SWEEP, put_back_dead
 
@@ -147,9 +157,10 @@ class StudySweeper(OptunaSweeper):
             trials = [study.ask() for _ in range(min(left, self.n_jobs))]
             for trial in trials:
                 trial.set_user_attr(SWEEP, sweeps.own)
-                if not os.path.isdir(trial.user_attrs.get(FOLDER, "")):  # one that begins
+                if trial.user_attrs.get(RUN) != run or not os.path.isdir(trial.user_attrs[FOLDER]):
                     folder = os.path.join(self.sweeper.sweep_dir, str(trial.number))
                     trial.set_user_attr(FOLDER, os.path.abspath(folder))
+                    trial.set_user_attr(RUN, run)
         return trials
 
     def _launch(self, study: "Study", trials: "list[Trial]", overrides: Sequence[Sequence[str]]) -> None:
@@ -226,9 +237,13 @@ def check_options(objectives: Mapping[str, str], options: Mapping[str, Any]) -> 
 
 
 def settings_of(config: DictConfig, space: Mapping[str, Any]) -> dict[str, Any]:
-    """What the trials of a search have in common, as it was typed: dotted name -> plain value."""
+    """What the runs of a search have in common, as it was typed: dotted name -> plain value."""
     plain = OmegaConf.to_container(config, resolve=False)  # what comes from the environment stays out of the study
-    return {name: value for name, value in leaves(plain) if name not in space and not name.startswith(NOT_COMPARED)}
+    return {
+        name: value
+        for name, value in leaves(plain)
+        if name not in space and (name in PROCESSES or not name.startswith(APART))
+    }
 
 
 def default_values(config: DictConfig, space: Mapping[str, Any]) -> dict[str, Any]:
