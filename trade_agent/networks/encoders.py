@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from trade_agent.errors import DataError
 from trade_agent.networks.cnn_lstm import CNNLSTM, Forecast, forecast_features, gather_windows
+from trade_agent.networks.tables import new_table
 
 
 class Encoding(NamedTuple):
@@ -102,7 +103,7 @@ def build_table(forecaster: CNNLSTM, series: Tensor, batch: int) -> Tensor:
     """
     clean, first_row = _without_leading_gaps(series)
     num_bars, num_assets, num_features = series.shape
-    table = series.new_zeros(num_bars, num_assets, forecaster.feature_dim + num_features)
+    table = new_table(num_bars, num_assets, forecaster.feature_dim + num_features, like=series)
     was_training = forecaster.training
     forecaster.eval()
     try:
