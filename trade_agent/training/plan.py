@@ -20,7 +20,7 @@ from trade_agent.registry.store import ModelRegistry
 from trade_agent.training.dataset import MarketDataset, with_pipeline
 
 # Raise by one when a change of the training code gives other numbers for the same recipe: parents are then retrained.
-TRAINING_CODE_VERSION = 1
+TRAINING_CODE_VERSION = 2
 
 TRAINER_FIELDS = {
     "cnn_lstm": ("name", "forecaster_epochs", "forecaster_patience", "cross_fit_folds"),
