@@ -89,6 +89,7 @@ def train_agent(
     compiled = context.compiled
     if compiled == "auto" and context.world.size > 1:
         compiled = False  # each process would choose for itself
+        context.progress.say("  device.compile=auto: eager, of several processes each would choose for itself")
     if compiled == "auto":
         steps = model.rollout_steps if isinstance(model, PpoModel) else TIMED_STEPS
         compiled = choose_compiled(
