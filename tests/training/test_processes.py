@@ -8,6 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.cluster.hold import Hold
+from tests.cluster.lab import until
+from trade_agent.errors import ConfigError
+from trade_agent.training.resume import locked
+
 ROOT = Path(__file__).resolve().parents[2]
 TRAIN = str(ROOT / "train.py")
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", TRAIN)
@@ -166,3 +171,33 @@ def test_a_model_of_several_processes_knows_its_search(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
     (path,) = tmp_path.glob("models/cnn_lstm/metadata_v*.json")
     assert json.loads(path.read_text())["study"] == "cnn_lstm"
+
+
+def test_workers_stop_when_who_started_them_is_killed(tmp_path: Path) -> None:
+    whole = python(TRAIN, *FORECASTER, "device.processes=2", cwd=tmp_path / "whole")
+    assert whole.returncode == 0, whole.stderr[-3000:]
+    folder = tmp_path / "killed"
+    folder.mkdir()
+    hold = Hold(folder)
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}:{hold.path}", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, TRAIN, *FORECASTER, "device.processes=2"]
+    with open(folder / "log", "wb") as log:  # no pipe, which the workers would keep open
+        starter = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log)
+    until(lambda: hold.reached(2), "both to train")
+    starter.kill()
+    starter.wait()
+    hold.release()
+    until(lambda: not_at_work(folder / "run"), "the workers to stop")
+    assert not (folder / "run/result.json").exists()
+    done = python(TRAIN, "resume=run", cwd=folder)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert weights(folder) == weights(tmp_path / "whole")
+
+
+def not_at_work(run_dir: Path) -> bool:
+    """Whether nobody holds the lock of a run."""
+    try:
+        with locked(run_dir):
+            return True
+    except ConfigError:
+        return False

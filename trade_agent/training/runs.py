@@ -19,6 +19,7 @@ from trade_agent.training.launch import check_place, launch
 from trade_agent.training.reference import ReferenceResult
 from trade_agent.training.results import TrainingResult
 from trade_agent.training.resume import RESULT, holds_run, stored_config, where_it_began
+from trade_agent.training.signals import stop_with_parent
 from trade_agent.training.unified_manager import UnifiedTrainingManager
 
 
@@ -69,6 +70,8 @@ def join_run() -> None:
 
 
 def _train(manager: UnifiedTrainingManager) -> TrainingResult | ReferenceResult:
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        stop_with_parent()
     result = manager.run()
     if manager.world.main:
         print(result.headline)

@@ -1,8 +1,10 @@
 """Signals that ask a run to stop: noticed at once, obeyed at the next boundary between two steps."""
 
 import contextlib
+import ctypes
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -13,6 +15,7 @@ from trade_agent.errors import StoppedError
 # The exit code says who is to go on: 75 asks a batch system to put the job back into its queue.
 EX_TEMPFAIL = 75
 EXIT_CODES = {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGUSR1: EX_TEMPFAIL}
+PR_SET_PDEATHSIG = 1
 HANDED_ON = signal.SIGUSR2  # by submitit, to put the job back into the queue before its time is over
 GRACE_SECONDS = 20  # until the next boundary; then it is handed on without a checkpoint of its own
 STDERR = 2
@@ -63,6 +66,15 @@ def _end(number: int, frame: FrameType | None) -> None:
     line = f"stopped by {signal.Signals(number).name} while nothing was trained; give the same command again\n"
     os.write(STDERR, line.encode())
     raise SystemExit(EXIT_CODES[signal.Signals(number)])
+
+
+def stop_with_parent() -> None:
+    """Have the system send SIGTERM when the process that started this one dies, even by SIGKILL (Linux; prctl(2)).
+
+    A worker that trained on alone would keep the folder from who goes on with the run.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGTERM))
 
 
 @contextlib.contextmanager
