@@ -1,17 +1,15 @@
 """`trade-agent search summary`, on a study made here."""
 
 import json
-import os
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import optuna
 import pytest
+from typer.testing import CliRunner
 
+from trade_agent.cli import app
 from trade_agent.search.studies import create_study, open_storage
-
-COMMAND = [sys.executable, "-c", "from trade_agent.cli import main; main()", "search", "summary"]
 
 
 @pytest.fixture
@@ -27,16 +25,22 @@ def study(tmp_path: Path) -> optuna.Study:
     return made
 
 
-def summary(folder: Path, *arguments: str) -> str:
-    environment = os.environ | {"COLUMNS": "80"}
-    done = subprocess.run(
-        [*COMMAND, "sac", *arguments], cwd=folder, env=environment, capture_output=True, text=True, check=True
-    )
-    return done.stdout
+@pytest.fixture
+def summary(study: optuna.Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    """What the command prints in a terminal of 80 columns in `tmp_path`."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "80")
+
+    def call(*arguments: str) -> str:
+        done = CliRunner().invoke(app, ["search", "summary", "sac", *arguments])
+        assert done.exit_code == 0, done.output
+        return done.stdout
+
+    return call
 
 
-def test_the_table_fits_a_terminal_and_the_best_is_named(study: optuna.Study, tmp_path: Path) -> None:
-    lines = summary(tmp_path).splitlines()
+def test_the_table_fits_a_terminal_and_the_best_is_named(summary: Callable[..., str]) -> None:
+    lines = summary().splitlines()
     rows = [line.split() for line in lines]
     assert ["0", "complete", "0.5", "0.0003"] in rows
     assert ["1", "complete", "1.25", "0.0003"] in rows
@@ -47,8 +51,8 @@ def test_the_table_fits_a_terminal_and_the_best_is_named(study: optuna.Study, tm
     ]
 
 
-def test_json_is_all_of_it_and_pictures_are_drawn(study: optuna.Study, tmp_path: Path) -> None:
-    found = json.loads(summary(tmp_path, "--json", "--pictures", "shown"))
+def test_json_is_all_of_it_and_pictures_are_drawn(summary: Callable[..., str], tmp_path: Path) -> None:
+    found = json.loads(summary("--json", "--pictures", "shown"))
     assert found["best"] == [1]
     assert found["trials"][1] == {
         "number": 1,
