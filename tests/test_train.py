@@ -62,6 +62,8 @@ def test_no_secret_of_the_environment_is_written_anywhere(tmp_path: Path) -> Non
     assert done.returncode == 0, done.stderr
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert len(files) > 10
+    [log] = tmp_path.rglob("train.log")
+    assert log.read_text(encoding="utf-8").count("plateau cannot fire in cnn_lstm") == 1  # kept once, and by us
     for path in files:
         assert secret.encode() not in path.read_bytes(), path
 

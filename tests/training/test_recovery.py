@@ -3,6 +3,7 @@ a run that had none."""
 
 import contextlib
 import json
+import logging
 import resource
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +19,8 @@ from trade_agent.registry.store import ModelRegistry
 from trade_agent.training import reinforcement
 from trade_agent.training.results import TrainingResult
 from trade_agent.training.resume import locked
-from trade_agent.training.runs import resume_run
+from trade_agent.training.run_log import run_log
+from trade_agent.training.runs import resume_run, run_config
 from trade_agent.training.stages import cnn_lstm
 from trade_agent.training.unified_manager import UnifiedTrainingManager
 
@@ -216,6 +218,35 @@ def test_a_run_goes_on_from_any_folder_with_the_versions_it_began_with(
     assert ModelRegistry(home / "models").get(result.model_id).environment["git_commit"] == "the one before"  # type: ignore[union-attr]
     assert list(elsewhere.iterdir()) == []
     assert Path.cwd() == elsewhere
+
+
+def test_what_a_run_logs_is_in_one_file_before_and_after_it_was_stopped(
+    load: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr("trade_agent.training.unified_manager.StopFlag", lambda resume: StopAt(5))
+        with pytest.raises(StoppedError):
+            run_config(load(tmp_path, *FORECASTER), run_dir=folder, quiet=True)
+    first = (folder / "train.log").read_text(encoding="utf-8")
+    assert first.count("INFO trade_agent.alerts: plateau cannot fire in cnn_lstm") == 1
+    resume_run(folder, quiet=True)
+    whole = (folder / "train.log").read_text(encoding="utf-8")
+    assert whole.startswith(first)
+    assert whole.count("INFO trade_agent.alerts: plateau cannot fire in cnn_lstm") == 2
+    logging.getLogger("trade_agent").warning("of something else")
+    assert (folder / "train.log").read_text(encoding="utf-8") == whole
+
+
+def test_a_line_of_the_log_waits_for_the_folder_and_makes_none(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    with run_log(folder):
+        logging.getLogger("trade_agent").info("before it is begun")
+        assert not folder.exists()
+        folder.mkdir()
+        logging.getLogger("trade_agent").info("under way")
+    lines = (folder / "train.log").read_text(encoding="utf-8").splitlines()
+    assert [line.split("trade_agent: ")[1] for line in lines] == ["before it is begun", "under way"]
 
 
 def test_a_run_that_is_under_way_is_refused_and_left_alone(

@@ -19,6 +19,7 @@ from trade_agent.training.launch import check_place, launch
 from trade_agent.training.reference import ReferenceResult
 from trade_agent.training.results import TrainingResult
 from trade_agent.training.resume import RESULT, holds_run, stored_config, where_it_began
+from trade_agent.training.run_log import run_log
 from trade_agent.training.signals import stop_with_parent
 from trade_agent.training.unified_manager import UnifiedTrainingManager
 
@@ -33,15 +34,16 @@ def run_config(
     """
     if (run_dir / RESULT).exists() and holds_run(run_dir, config):
         return finished_result(run_dir)
-    if is_worker():
-        announce({"config": snapshot(config), "run_dir": str(run_dir), "folder": os.getcwd()})
-        return _train(UnifiedTrainingManager(config, run_dir=run_dir, trial=trial, quiet=quiet))
-    manager = UnifiedTrainingManager(config, run_dir=run_dir, trial=trial, quiet=quiet)
-    if manager.processes == 1:
-        return _train(manager)
-    check_place(manager.processes)
-    manager.begin()
-    launch(config.device, manager.processes, run_dir)
+    with run_log(run_dir):
+        if is_worker():
+            announce({"config": snapshot(config), "run_dir": str(run_dir), "folder": os.getcwd()})
+            return _train(UnifiedTrainingManager(config, run_dir=run_dir, trial=trial, quiet=quiet))
+        manager = UnifiedTrainingManager(config, run_dir=run_dir, trial=trial, quiet=quiet)
+        if manager.processes == 1:
+            return _train(manager)
+        check_place(manager.processes)
+        manager.begin()
+        launch(config.device, manager.processes, run_dir)
     return read_result(run_dir)  # whose line the first worker has printed
 
 
