@@ -31,6 +31,7 @@ def load(*overrides: str) -> TrainingConfig:
         (["env.max_weight=0"], ["env.max_weight=0", "from 1e-06"]),
         (["env.maintenance=1"], ["env.maintenance=1", "to 0.999"]),
         (["env.reward_floor=0"], ["env.reward_floor=0", "to -1e-06"]),
+        (["env.latency_bars=10", "env.episode_bars=10"], ["env.latency_bars=10", "raise env.episode_bars"]),
         (["env.sizing=fixed_notional"], ["log_return compounds", "env.reward=mean_variance"]),
         (["data=leak", "data.seed=null"], ["data.seed=None", "a seed of 0 or more"]),
         (["stage=nowhere"], ["stage=nowhere", "use one of cnn_lstm, ensemble, hybrid, rl"]),

@@ -71,9 +71,14 @@ def check_task(config: TrainingConfig) -> None:
 
 
 def check_market(env: schema.EnvConfig) -> None:
-    if not isinstance(env, schema.MarketConfig) or env.sizing != "fixed_notional":
+    if not isinstance(env, schema.MarketConfig):
         return
-    if env.reward in ("log_return", "drawdown_penalised"):
+    if env.latency_bars >= env.episode_bars:
+        raise ConfigError(
+            f"env.latency_bars={env.latency_bars} leaves no order time to fill in env.episode_bars={env.episode_bars}",
+            "raise env.episode_bars",
+        )
+    if env.sizing == "fixed_notional" and env.reward in ("log_return", "drawdown_penalised"):
         raise ConfigError(
             f"env.reward={env.reward} compounds and env.sizing=fixed_notional does not",
             "use env.reward=mean_variance or differential_sharpe",
