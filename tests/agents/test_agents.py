@@ -290,6 +290,18 @@ def test_td3_delays_actor_and_targets(batches):
     assert moved == [quiet, quiet, loud, quiet, quiet, loud]
 
 
+@pytest.mark.parametrize("name", ["sac", "td3"])
+def test_the_targets_follow_by_tau(name, batches):
+    agent = make(name, tau=0.25, **({"policy_delay": 1} if name == "td3" else {}))
+    pairs = [(agent.critic, agent.target_critic)] + ([(agent.actor, agent.target_actor)] if name == "td3" else [])
+    agent.update(batches(0))
+    before = [weights(target) for _, target in pairs]
+    agent.update(batches(1))
+    for old, (online, target) in zip(before, pairs, strict=True):
+        assert_close(weights(target), 0.75 * old + 0.25 * weights(online), atol=1e-7, rtol=1e-6)
+        assert (weights(target) - old).abs().max() > 1e-5
+
+
 def test_td3_target_noise_is_clipped_and_smooths(batches):
     batch = batches(0).expand(2000, 32).reshape(-1)
     agent = make("td3", gamma=1.0, target_noise=10.0, target_noise_clip=0.5)

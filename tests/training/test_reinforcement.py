@@ -160,6 +160,17 @@ def test_ruin_is_terminated_and_starts_anew(series: MarketSeries) -> None:
     assert (market.state.equity > 0.9 * market.rules.initial_equity).all()
 
 
+def test_a_market_goes_on_from_its_state(make_market: MakeMarket) -> None:
+    first, again = make_market(seed=0), make_market(seed=5)
+    for action in actions(10):
+        first.step(action)
+    again.load_state_dict(copy_state(first.state_dict()))
+    again.generator.set_state(first.generator.get_state())
+    for action in actions(20, seed=2):
+        for name, one, two in zip(Experience._fields, first.step(action), again.step(action), strict=True):
+            assert torch.equal(one, two), name
+
+
 def test_the_generator_alone_decides_where_episodes_start(make_market: MakeMarket) -> None:
     def path(seed: int, global_seed: int) -> Tensor:
         torch.manual_seed(global_seed)
