@@ -26,6 +26,11 @@ from trade_agent.errors import ConfigError
 from trade_agent.safe_io import canonical_json
 
 FROM_ENVIRONMENT = "<from the environment>"
+# They decide how a run goes on, not what comes of it, and may change between two starts of it.
+FREE_SETTINGS = (
+    *("device.timeout_seconds", "device.max_restarts"),
+    *("trainer.checkpoint_seconds", "trainer.divergence_retries"),
+)
 
 
 def conf_dir() -> Path:

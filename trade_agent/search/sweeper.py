@@ -24,7 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from trade_agent import safe_io
 from trade_agent.config.check import check_value
-from trade_agent.config.load import leaves
+from trade_agent.config.load import FREE_SETTINGS, leaves
 from trade_agent.config.quoting import quoted
 from trade_agent.config.schema import SearchConfig
 from trade_agent.errors import ConfigError, TradeAgentError
@@ -39,7 +39,7 @@ log = logging.getLogger(__name__)
 # What is no matter of a run: where it lies, and how it goes on.
 APART = (
     *("hydra.", "paths.", "registry.", "monitoring.", "tags", "notes", "run_id", "command", "hidden"),
-    *("device.timeout_seconds", "device.max_restarts", "trainer.checkpoint_seconds", "trainer.divergence_retries"),
+    *FREE_SETTINGS,
 )
 PROCESSES = ("hydra.launcher.nodes", "hydra.launcher.tasks_per_node")
 # What a run keeps to, and the trials of a study need not have in common.

@@ -11,16 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from trade_agent import safe_io
-from trade_agent.config.load import content, from_snapshot, leaves, snapshot, with_run_id
+from trade_agent.config.load import FREE_SETTINGS, content, from_snapshot, leaves, snapshot, with_run_id
 from trade_agent.config.schema import TrainingConfig
 from trade_agent.errors import ConfigError, DataError
 from trade_agent.registry.metadata import check_config
 
 CONFIG, RESULT = "config.json", "result.json"
-
-
-# Settings that decide how a run goes on, not what comes of it: they may change between two starts of it.
-FREE = {"device.timeout_seconds", "device.max_restarts", "trainer.checkpoint_seconds", "trainer.divergence_retries"}
 
 
 def default_run_dir(config: TrainingConfig) -> Path:
@@ -115,7 +111,7 @@ def _differing(config: TrainingConfig, run_dir: Path) -> list[str]:
     stored = {name: value for name, value in _read_config(run_dir).items() if name in own}
     ours, theirs = dict(leaves(own)), dict(leaves(stored))
     missing = object()
-    names = (ours.keys() | theirs.keys()) - FREE
+    names = (ours.keys() | theirs.keys()) - set(FREE_SETTINGS)
     return sorted(name for name in names if ours.get(name, missing) != theirs.get(name, missing))
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from trade_agent import safe_io
 from trade_agent.config.load import from_snapshot, snapshot
 from trade_agent.config.schema import TrainingConfig
+from trade_agent.errors import StoppedError
 from trade_agent.search.trial import StudyTrial
 from trade_agent.training.distributed import announce, announced, find_world, is_worker
 from trade_agent.training.launch import check_place, launch
@@ -68,7 +69,11 @@ def join_run() -> None:
         find_world().leave()
         return
     with contextlib.chdir(run["folder"]):
-        _train(UnifiedTrainingManager(from_snapshot(run["config"]), run_dir=Path(run["run_dir"]), quiet=True))
+        manager = UnifiedTrainingManager(from_snapshot(run["config"]), run_dir=Path(run["run_dir"]), quiet=True)
+        try:
+            _train(manager)
+        except StoppedError as error:  # the first one says so
+            raise SystemExit(error.exit_code) from error
 
 
 def _train(manager: UnifiedTrainingManager) -> TrainingResult | ReferenceResult:
