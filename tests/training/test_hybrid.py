@@ -145,6 +145,7 @@ def test_the_forecaster_moves_once_it_is_no_longer_frozen(
     assert moved(agent_before, agent)  # type: ignore[arg-type]
     metrics = learner(make_batch(trained, learner, 2))
     assert float(metrics["loss_forecast"]) > 0.0
+    assert float(metrics["grad_norm_forecaster"]) > 0.0
     assert moved(before, network)
 
 
