@@ -1,9 +1,15 @@
-"""Folds of a forecaster on the bars of another run."""
+"""Folds of a forecaster on the bars of another run, and agents as their config describes them."""
+
+from typing import Any
 
 import numpy as np
+import pytest
 import torch
 
-from trade_agent.training.models import folds_from_state, folds_to_state
+from trade_agent.config.load import compose_config, load_config
+from trade_agent.config.schema import AgentModel
+from trade_agent.envs.rules import MarketRules
+from trade_agent.training.models import agent_spec, folds_from_state, folds_to_state
 from trade_agent.training.supervised import Fold
 
 DAYS = np.arange("2020-01-01", "2020-03-01", dtype="datetime64[D]").astype("datetime64[ns]")
@@ -30,3 +36,43 @@ def test_folds_keep_their_dates_on_bars_that_start_later() -> None:
 def test_no_folds_for_other_symbols_or_other_years() -> None:
     assert rows_of(state_of((10, 20)), DAYS, symbols=("B",)) == []
     assert rows_of(state_of((10, 20)), DAYS + np.timedelta64(900, "D")) == []
+
+
+COMMON = {
+    "gamma": 0.5,
+    "activation": "elu",
+    "layer_norm": True,
+    "max_grad_norm": 0.7,
+    "normalise_observation": True,
+    "normalise_reward": True,
+}
+OF_PPO = {"initial_log_std": -1.5, "gae_lambda": 0.6, "value_coefficient": 0.4, "entropy_coefficient": 0.02}
+OF_CRITICS = {"tau": 0.03, "critic_learning_rate": 2e-3}
+OF_SAC = {"alpha_learning_rate": 3e-3, "initial_alpha": 0.3, "target_entropy": -4.0}
+OF_TD3 = {"exploration_noise": 0.3, "target_noise": 0.4, "target_noise_clip": 0.6, "policy_delay": 3}
+RENAMED = {"clip_epsilon": "clip", "hidden_sizes": "hidden_dims", "learning_rate": "actor_learning_rate"}
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("ppo", COMMON | OF_PPO | {"clip_epsilon": 0.3, "hidden_sizes": [8]}),
+        ("sac", COMMON | OF_CRITICS | OF_SAC | {"learning_rate": 1e-3}),
+        ("td3", COMMON | OF_CRITICS | OF_TD3 | {"learning_rate": 1e-3}),
+    ],
+)
+def test_every_setting_of_an_agent_reaches_it(name: str, settings: dict[str, Any]) -> None:
+    overrides = [f"model.{key}={value}" for key, value in settings.items()]
+    model = load_config(compose_config(["stage=rl", f"model={name}", *overrides])).model
+    assert isinstance(model, AgentModel)
+    spec = agent_spec(model, observation_dim=5, action_dim=1)
+    assert {key: spec[RENAMED.get(key, key)] for key in settings} == settings
+
+
+def test_positions_are_weights_in_a_market_and_actions_where_there_is_none() -> None:
+    overrides = ["stage=rl", "model=ppo", "model.policy=categorical", "model.positions=[0,0.5,1]"]
+    model = load_config(compose_config(overrides)).model
+    assert isinstance(model, AgentModel)
+    long_only = MarketRules(allow_short=False)
+    assert agent_spec(model, observation_dim=5, action_dim=1, rules=long_only)["actions"] == [-1.0, 0.0, 1.0]
+    assert agent_spec(model, observation_dim=5, action_dim=1)["actions"] == [0.0, 0.5, 1.0]
