@@ -1,8 +1,10 @@
 """The agent stage: what an agent reads on train rows, and that a run repeats itself."""
 
+import copy
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +101,7 @@ def test_a_stage_does_not_depend_on_what_was_trained_before_it(trained: Any, run
 
 SCRIPT = """
 import sys
+from dataclasses import replace
 from trade_agent.config.load import compose_config, load_config
 from trade_agent.training.unified_manager import UnifiedTrainingManager
 UnifiedTrainingManager(load_config(compose_config(sys.argv[1:])), quiet=True).run()
@@ -119,3 +122,25 @@ def test_fresh_processes_give_the_same_weights_and_metrics(tmp_path: Path, algor
         found.append([(one["weights_sha256"], one["metrics"], one["objective"]) for one in metadata])
     assert found[0] == found[1]
     assert all(one[0] != other[0] for one, other in zip(found[0], found[2], strict=True))
+
+
+def test_the_agent_that_did_best_on_validation_rows_is_the_one_that_is_kept(
+    trained: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Checks score 2, 3 and 1."""
+    seen, scores = [], iter([2.0, 3.0, 1.0])
+
+    def validate(context: Any, policy: Any, step: int) -> float:
+        seen.append((step, copy.deepcopy(policy.agent.state_dict())))
+        return next(scores)
+
+    monkeypatch.setattr(rl, "validate", validate)
+    context = trained.context(tmp_path)
+    context = replace(context, trainer=replace(context.trainer, validation_checks=3, off_policy_env_steps=400))
+    config = trained.settings("stage=rl", "model=td3")
+    outcome = rl.run(context, model=config.model, forecaster=trained.parent("forecaster", "cnn_lstm"))
+    assert outcome.notes["kept_after_env_steps"] == seen[1][0]
+    kept = outcome.state["agent"]["state"]
+    assert any(not torch.equal(value, seen[2][1][name]) for name, value in kept.items())
+    for name, value in kept.items():
+        assert torch.equal(value, seen[1][1][name])
