@@ -1,7 +1,7 @@
 """The `trade-agent` command. Everything that needs torch is imported only where it is used: `list` answers at once."""
 
 import dataclasses
-import subprocess
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -131,7 +131,9 @@ def train(options: list[str], data: str | None, extra: Sequence[str] | None, sea
         arguments = ["-m", f"search={search}", *[option for option in overrides if not option.startswith("stage=")]]
         arguments = [option for option in arguments if search == "hybrid" or not option.startswith("model=")]
         print(default_command(arguments), file=sys.stderr)
-        raise typer.Exit(subprocess.run([sys.executable, str(conf_dir().parent / "train.py"), *arguments]).returncode)
+        sys.stderr.flush()
+        # In place of this process: signals, and the exit code, are the search's own.
+        os.execv(sys.executable, [sys.executable, str(conf_dir().parent / "train.py"), *arguments])
     config = load_config(compose_config(overrides), default_command(overrides))
     from trade_agent.training.resume import default_run_dir
     from trade_agent.training.runs import run_config
