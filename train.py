@@ -41,7 +41,8 @@ def run(cfg: DictConfig) -> dict[str, float] | None:
 
         trial = trial_of(job) if job.mode == RunMode.MULTIRUN and "study_name" in job.sweeper else None
         try:
-            return run_config(config, run_dir=run_dir, trial=trial).validation
+            result = run_config(config, run_dir=run_dir, trial=trial, sweep=job.mode == RunMode.MULTIRUN)
+            return result.validation
         except TrialPrunedError as pruned:
             print(pruned)
             return None
@@ -107,11 +108,14 @@ def arguments_under_torchrun(arguments: list[str]) -> list[str]:
             f"use: TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 torchrun --standalone --max-restarts {restarts} "
             f"--nproc-per-node {size} train.py ..., or: python train.py device.processes={size} ...",
         )
-    named = any(argument.startswith(("hydra.run.dir=", "resume=")) for argument in arguments)
     run_id = os.environ.get("TORCHELASTIC_RUN_ID", "none")
-    if named or run_id == "none":
+    if any(argument.startswith(("hydra.run.dir=", "resume=")) for argument in arguments):
         return []
-    return [f"hydra.run.dir=${{paths.outputs}}/${{stage.name}}/torchrun-{run_id}"]
+    if run_id == "none" and restarts != "0":
+        raise ConfigError("a restart of torchrun would begin another run", "add --rdzv-id NAME before train.py")
+    if run_id == "none":
+        return []
+    return [f"hydra.run.dir='${{paths.outputs}}/${{stage.name}}/torchrun-{run_id}'"]
 
 
 def asks_for_sweep(argument: str) -> bool:

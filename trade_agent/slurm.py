@@ -19,10 +19,9 @@ from omegaconf import read_write
 
 from trade_agent.console import exit_code_of
 from trade_agent.errors import ConfigError, JobError, PeerLostError
+from trade_agent.training.signals import EX_TEMPFAIL
 
 log = logging.getLogger(__name__)
-
-EX_TEMPFAIL = 75
 
 # Read by submitit when the executor is made; everything else belongs to the job.
 EXECUTOR_OPTIONS = ("max_num_timeout", "python")
@@ -46,6 +45,10 @@ class SlurmLauncher(submitit_launcher.SlurmLauncher):  # type: ignore[misc]
         if join_tasks() > 0:
             return joined()
         returned = super().__call__(sweep_overrides, *arguments)
+        if returned.status == JobStatus.FAILED:
+            from trade_agent.training.runs import call_off
+
+            call_off()
         if isinstance(returned._return_value, PeerLostError):
             raise SystemExit(EX_TEMPFAIL)
         return returned
@@ -124,7 +127,7 @@ def join_tasks() -> int:
             "WORLD_SIZE": str(job.num_tasks),
             "LOCAL_WORLD_SIZE": str(job.num_tasks // job.num_nodes),
             "MASTER_ADDR": job.hostnames[0],
-            # Below the ports that a system hands out by itself, and no two jobs of a host have the same.
+            # Below the ports that a system hands out by itself; jobs of a host have numbers that follow each other.
             "MASTER_PORT": str(20_000 + int(job.raw_job_id) % 10_000),
         }
     return int(job.global_rank)

@@ -58,7 +58,7 @@ def load_study(address: str, name: str) -> optuna.Study:
         return optuna.load_study(study_name=name, storage=storage)
     except KeyError as error:
         known = ", ".join(sorted(optuna.get_all_study_names(storage))) or "none"
-        raise ConfigError(f"there is no study {name} in {address}", f"studies there: {known}") from error
+        raise ConfigError(f"there is no study {name} in {address.split('@')[-1]}", f"studies there: {known}") from error
 
 
 def create_study(

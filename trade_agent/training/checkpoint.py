@@ -194,11 +194,11 @@ class Session:
         """
         age = time.monotonic() - self._last_write
         stop = self.checkpoints.stop
-        old, stopping = self.checkpoints.world.any(age >= self.checkpoints.every_seconds, stop.requested)
-        if due or old or stopping:
+        old, number = self.checkpoints.world.most(age >= self.checkpoints.every_seconds, stop.number)
+        if due or old or number:
             self.write()
-        if stopping:
-            stop.raise_stopped()
+        if number:
+            stop.raise_stopped(number)
 
     def finish(self) -> None:
         """Write the last checkpoint: whoever restores it finds `finished` and has nothing left to do."""

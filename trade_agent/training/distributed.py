@@ -34,7 +34,8 @@ def with_the_others() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:  # gloo's own; that of nccl is derived from it
-        reason = re.sub(r"^\[[^]]*\] ", "", str(error).splitlines()[0])  # without the place in gloo's source
+        # Without the place in gloo's source, and its advice.
+        reason = re.sub(r"^\[[^]]*\] ", "", str(error)).partition("\n")[0].partition(". ")[0]
         raise PeerLostError(
             f"another process of this run died or cannot be reached ({reason})",
             "see its log; torchrun --max-restarts and device.max_restarts start all of them again",
@@ -67,12 +68,16 @@ class World:
 
     def any(self, *flags: bool) -> list[bool]:
         """For each flag, whether it is set in some process."""
+        return [bool(flag) for flag in self.most(*flags)]
+
+    def most(self, *numbers: int) -> list[int]:
+        """Of each number, below 256, the largest in any process."""
         if self.size == 1:
-            return list(flags)
-        raised = torch.tensor(flags, dtype=torch.uint8)
+            return list(numbers)
+        largest = torch.tensor(numbers, dtype=torch.uint8)
         with with_the_others():
-            dist.all_reduce(raised, op=dist.ReduceOp.MAX)
-        return [bool(flag) for flag in raised]
+            dist.all_reduce(largest, op=dist.ReduceOp.MAX)
+        return [int(number) for number in largest]
 
     def agreed(self, value: Any) -> Any:
         """The plain value of the first process, in all of them."""
@@ -185,6 +190,11 @@ def announce(run: dict[str, Any]) -> None:
     """The first process tells the others what they train; nothing where nothing is left to do."""
     with with_the_others():
         meeting_place().set(ANNOUNCED, safe_io.canonical_json(run).decode())
+
+
+def is_announced() -> bool:
+    with with_the_others():
+        return bool(meeting_place().check([ANNOUNCED]))
 
 
 def announced() -> dict[str, Any]:

@@ -36,13 +36,10 @@ class TrainingErrorHandler:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if (
-            self.stage == START
-            or not isinstance(error, Exception)
-            or isinstance(error, StoppedError | TrialPrunedError)
-        ):
+        if self.stage == START or not isinstance(error, Exception):
             return
-        assert isinstance(error, Exception)
+        if isinstance(error, StoppedError | TrialPrunedError):
+            return
         if not isinstance(error, PeerLostError) or self._written() == self.before:
             self.write(error)
         go_on = f"go on with: {self.resume}"
@@ -59,6 +56,10 @@ class TrainingErrorHandler:
         with contextlib.suppress(OSError):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             safe_io.write_json(self.path, self.describe(error))
+
+    def stage_before(self) -> str:
+        """Of which the error that was there before spoke: one of several processes knew it."""
+        return str(safe_io.parse_json(self.before, name="error.json")["stage"]) if self.before else self.stage
 
     def settle(self) -> None:
         """The run is done: what went wrong on the way is no news any more."""
@@ -79,11 +80,6 @@ class TrainingErrorHandler:
             "resume": self.resume,
             "time": datetime.now(UTC).isoformat(timespec="seconds"),
         }
-
-
-def is_failure(error: BaseException | None) -> bool:
-    """Not the end of a run that was asked to stop, was pruned, or takes part in one that failed elsewhere."""
-    return isinstance(error, Exception) and not isinstance(error, StoppedError | TrialPrunedError)
 
 
 def remedy_of(error: BaseException) -> str:

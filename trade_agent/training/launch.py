@@ -13,11 +13,11 @@ from pathlib import Path
 
 from trade_agent.config.load import conf_dir
 from trade_agent.config.schema import DeviceConfig
-from trade_agent.errors import ConfigError, PeerLostError, StoppedError, TradeAgentError
+from trade_agent.errors import ConfigError, PeerLostError, TradeAgentError
 from trade_agent.training.device import threads_of_each
 from trade_agent.training.error_handler import TrainingErrorHandler
 from trade_agent.training.resume import resume_command
-from trade_agent.training.signals import EXIT_CODES
+from trade_agent.training.signals import EXIT_CODES, PARENT, StopFlag, stop_on_signals
 
 
 def check_place(processes: int) -> None:
@@ -38,21 +38,26 @@ def launch(device: DeviceConfig, processes: int, run_dir: Path) -> None:
     """
     # A restart must find no address of the workers before it (pytorch issue 135712).
     os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
-    os.environ.setdefault("OMP_NUM_THREADS", str(threads_of_each(device.threads, processes)))
-    for left in reversed(range(device.max_restarts + 1)):
-        failures = start_workers(device, processes, run_dir)
-        if not failures:
-            return
-        for number, code in EXIT_CODES.items():
-            if code in failures.values():
-                raise stopped(run_dir, number)
-        rank, code = first_cause(failures)
-        if (code > 0 and code != PeerLostError.exit_code) or not left:
-            raise failed_worker(run_dir, rank, code)
-        print(f"{ending(rank, code)}: all start again from the last checkpoint", file=sys.stderr)
+    os.environ[PARENT] = str(os.getpid())
+    flag = StopFlag(resume_command(run_dir))
+    threads = {} if "OMP_NUM_THREADS" in os.environ else {"OMP_NUM_THREADS": threads_of_each(device.threads, processes)}
+    with stop_on_signals(flag), variables(threads):
+        for left in reversed(range(device.max_restarts + 1)):
+            failures = start_workers(device, processes, run_dir, flag)
+            if not failures:
+                return
+            for number, code in EXIT_CODES.items():
+                if code in failures.values():
+                    flag.raise_stopped(number)
+            if flag.requested:  # before the agent, or behind it
+                flag.raise_stopped()
+            rank, code = first_cause(failures)
+            if (code > 0 and code != PeerLostError.exit_code) or not left:
+                raise failed_worker(run_dir, rank, code)
+            print(f"{ending(rank, code)}: all start again from the last checkpoint", file=sys.stderr)
 
 
-def start_workers(device: DeviceConfig, processes: int, run_dir: Path) -> dict[int, int]:
+def start_workers(device: DeviceConfig, processes: int, run_dir: Path, flag: StopFlag) -> dict[int, int]:
     """Start the workers once, and wait for them. Returns the exit codes of those that failed, by rank: below zero the
     signal that killed it."""
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
@@ -78,7 +83,7 @@ def start_workers(device: DeviceConfig, processes: int, run_dir: Path) -> dict[i
         try:
             elastic_launch(config, sys.executable)("-u", *command)
         except SignalException as error:
-            raise stopped(run_dir, error.sigval) from error
+            flag.raise_stopped(error.sigval)
         except ChildFailedError as error:
             return {rank: failure.exitcode for rank, failure in error.failures.items()}
     return {}
@@ -100,15 +105,23 @@ def failed_worker(run_dir: Path, rank: int, code: int) -> TradeAgentError:
     error = TradeAgentError(ending(rank, code))
     if code < 0:  # it had no time to say what happened
         error.remedy = "if memory was short, lower model.num_envs"
-        TrainingErrorHandler(run_dir, resumed=True).write(error)
-    error.remedy = f"see {run_dir}/error.json; go on with: {resume_command(run_dir)}"
+        handler = TrainingErrorHandler(run_dir, resumed=True)
+        handler.stage = handler.stage_before()
+        handler.write(error)
+    seen = f"see {run_dir}/error.json" if (run_dir / "error.json").exists() else "see its message above"
+    error.remedy = f"{seen}; go on with: {resume_command(run_dir)}"
     return error
 
 
-def stopped(run_dir: Path, number: signal.Signals) -> StoppedError:
-    error = StoppedError(f"stopped by {number.name}", f"go on with: {resume_command(run_dir)}")
-    error.exit_code = EXIT_CODES.get(number, 143)
-    return error
+@contextlib.contextmanager
+def variables(values: dict[str, int]) -> Iterator[None]:
+    """Environment variables for the processes that are started meanwhile."""
+    os.environ |= {name: str(value) for name, value in values.items()}
+    try:
+        yield
+    finally:
+        for name in values:
+            del os.environ[name]
 
 
 @contextlib.contextmanager

@@ -36,8 +36,13 @@ def write_run(run_dir: Path, config: TrainingConfig, *, about: dict[str, Any]) -
     """
     if stored_run(run_dir).get("run_id") != config.run_id:
         own = {"run_id": config.run_id, "command": config.command, "folder": os.getcwd()}
-        safe_io.write_json(run_dir / CONFIG, snapshot(config))
+        write_config(run_dir, config)
         safe_io.write_json(run_dir / "run.json", own | about)
+
+
+def write_config(run_dir: Path, config: TrainingConfig) -> None:
+    """What `resume=` reads."""
+    safe_io.write_json(run_dir / CONFIG, snapshot(config))
 
 
 def stored_run(run_dir: Path) -> dict[str, Any]:

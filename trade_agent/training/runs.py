@@ -15,21 +15,26 @@ from trade_agent.config.load import from_snapshot, snapshot
 from trade_agent.config.schema import TrainingConfig
 from trade_agent.errors import StoppedError
 from trade_agent.search.trial import StudyTrial
-from trade_agent.training.distributed import announce, announced, find_world, is_worker
+from trade_agent.training.distributed import announce, announced, find_world, is_announced, is_worker
 from trade_agent.training.launch import check_place, launch
 from trade_agent.training.reference import ReferenceResult
 from trade_agent.training.results import TrainingResult
 from trade_agent.training.resume import RESULT, holds_run, stored_config, where_it_began
 from trade_agent.training.run_log import run_log
-from trade_agent.training.signals import stop_with_parent
 from trade_agent.training.unified_manager import UnifiedTrainingManager
 
 
 def run_config(
-    config: TrainingConfig, *, run_dir: Path, trial: StudyTrial | None = None, quiet: bool = False
+    config: TrainingConfig,
+    *,
+    run_dir: Path,
+    trial: StudyTrial | None = None,
+    sweep: bool = False,
+    quiet: bool = False,
 ) -> TrainingResult | ReferenceResult:
     """Train what the config asks for, in as many processes as it says, and print the line that names the result.
 
+    sweep: other runs follow in this process. A signal that came too late to stop this one stops those.
     A run that was finished in this folder is not trained again: so a job that a batch system starts once more ends
     well.
     """
@@ -41,7 +46,10 @@ def run_config(
             return _train(UnifiedTrainingManager(config, run_dir=run_dir, trial=trial, quiet=quiet))
         manager = UnifiedTrainingManager(config, run_dir=run_dir, trial=trial, quiet=quiet)
         if manager.processes == 1:
-            return _train(manager)
+            result = _train(manager)
+            if sweep and manager.stop.requested:
+                manager.stop.raise_stopped()
+            return result
         check_place(manager.processes)
         manager.begin()
         launch(config.device, manager.processes, run_dir)
@@ -77,8 +85,6 @@ def join_run() -> None:
 
 
 def _train(manager: UnifiedTrainingManager) -> TrainingResult | ReferenceResult:
-    if "TORCHELASTIC_RUN_ID" in os.environ:
-        stop_with_parent()
     result = manager.run()
     if manager.world.main:
         print(result.headline)
@@ -99,7 +105,12 @@ def finished_result(run_dir: Path) -> TrainingResult | ReferenceResult:
     shutil.rmtree(run_dir / "checkpoints", ignore_errors=True)
     print(f"the run in {run_dir} is finished: nothing is left to do", file=sys.stderr)
     print(result.headline)
-    if is_worker():
+    call_off()
+    return result
+
+
+def call_off() -> None:
+    """Tell the other processes, where there are some that wait to be told, that nothing is to be trained."""
+    if is_worker() and not is_announced():
         announce({})
         find_world().leave()
-    return result

@@ -16,6 +16,7 @@ from trade_agent.errors import StoppedError
 EX_TEMPFAIL = 75
 EXIT_CODES = {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGUSR1: EX_TEMPFAIL}
 PR_SET_PDEATHSIG = 1
+PARENT = "TRADE_AGENT_PARENT"  # environment variable of a worker: process id of who started it
 HANDED_ON = signal.SIGUSR2  # by submitit, to put the job back into the queue before its time is over
 GRACE_SECONDS = 20  # until the next boundary; then it is handed on without a checkpoint of its own
 STDERR = 2
@@ -33,14 +34,19 @@ class StopFlag:
         self.signal: signal.Signals | None = None
 
     @property
-    def requested(self) -> bool:
-        return self.signal is not None
+    def number(self) -> int:
+        """Of the signal; 0 where none came."""
+        return int(self.signal or 0)
 
-    def raise_stopped(self) -> None:
-        """Raises StoppedError where a signal came, here or to another process that trains along."""
-        number = self.signal or signal.SIGTERM
-        error = StoppedError(f"stopped by {number.name}", f"go on with: {self.resume}")
-        error.exit_code = EXIT_CODES.get(number, EX_TEMPFAIL)
+    @property
+    def requested(self) -> bool:
+        return self.number > 0
+
+    def raise_stopped(self, number: int | None = None) -> None:
+        """Raises StoppedError for the signal that came. number: the one that came to any process that trains along."""
+        self.signal = signal.Signals(number or self.signal or signal.SIGTERM)
+        error = StoppedError(f"stopped by {self.signal.name}", f"go on with: {self.resume}")
+        error.exit_code = EXIT_CODES.get(self.signal, EX_TEMPFAIL)
         raise error
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
@@ -56,7 +62,9 @@ def end_on_signals() -> None:
     """Called first of all by a program: outside of a run (`stop_on_signals`) the same signals end it at once, with the
     same exit codes and one line. A worker of torchrun dies of them instead: its agent must not take it for a run that
     was stopped."""
-    if "RANK" not in os.environ:
+    if "RANK" in os.environ:
+        stop_with_parent()
+    else:
         for number in EXIT_CODES:
             signal.signal(number, _end)
 
@@ -71,10 +79,13 @@ def _end(number: int, frame: FrameType | None) -> None:
 def stop_with_parent() -> None:
     """Have the system send SIGTERM when the process that started this one dies, even by SIGKILL (Linux; prctl(2)).
 
-    A worker that trained on alone would keep the folder from who goes on with the run.
+    A worker that trained on alone would keep the folder from who goes on with the run. What `device.processes` starts
+    knows its parent, which may be dead already.
     """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGTERM))
+    if os.environ.get(PARENT, str(os.getppid())) != str(os.getppid()):
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 @contextlib.contextmanager

@@ -8,6 +8,8 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
+
 from trade_agent.config import schema
 from trade_agent.config.schema import TrainingConfig
 from trade_agent.envs.gymnasium_tasks import describe_task
@@ -47,6 +49,7 @@ from trade_agent.training.resume import (
     require_same_data,
     resume_command,
     stored_run,
+    write_config,
     write_run,
 )
 from trade_agent.training.signals import StopFlag, stop_on_signals
@@ -114,12 +117,11 @@ class UnifiedTrainingManager:
         With env=gymnasium that is one agent on one task, of which nothing is registered.
         """
         self.require_processes()
-        with (
-            # Before anything can fail: what another process is at work on is not ours to write an error into.
-            locked(self.run_dir) if self.stored and self.world.main else contextlib.nullcontext(),
-            self.handler,
-            stop_on_signals(self.stop),
-        ):
+        with contextlib.ExitStack() as held, stop_on_signals(self.stop):
+            if self.stored:
+                # Before anything can fail: what another process is at work on is not ours to write an error into.
+                self.world.together(lambda: held.enter_context(locked(self.run_dir)) if self.world.main else None)
+            held.enter_context(self.handler)
             begun = self._check()
             with self._lock():
                 self._write_run(begun)
@@ -128,9 +130,11 @@ class UnifiedTrainingManager:
     def begin(self) -> None:
         """What comes before the training: looks for all that can be wrong with the input, and writes what the run is.
 
-        The processes that then train it are started on its folder. A run that was begun before stays as it is.
+        The processes that then train it are started on its folder.
         """
         if self.stored:
+            with locked(self.run_dir):
+                write_config(self.run_dir, self.config)  # what may change of it
             return
         if self.config.upstream.missing != "ask":  # who is asked needs the plan; else the first worker prints it
             self.progress = ProgressReporter(quiet=True)
@@ -250,8 +254,9 @@ class UnifiedTrainingManager:
     def _train_stages(self, dataset: MarketDataset, plan: Plan) -> TrainingResult:
         """Train and register what the plan finds missing."""
         for planned in plan.to_train:
-            if any(self.world.any(self.stop.requested)):
-                self.stop.raise_stopped()
+            (number,) = self.world.most(self.stop.number)
+            if number:
+                self.stop.raise_stopped(number)
             self.handler.stage = planned.key
             result, outcome = self.train_stage(planned, plan, dataset)
         if self.world.main:
@@ -272,7 +277,9 @@ class UnifiedTrainingManager:
         references = named_references(config, self.registry)
         loaded = load_data(config.data, config.evaluation)
         window_bars, horizons = references.window(config)
-        dataset = build_dataset(loaded, config, window_bars=window_bars, horizons=horizons, device=self.devices.device)
+        # Who only starts others leaves the GPU to them.
+        device = self.devices.device if self.processes == self.world.size else torch.device("cpu")
+        dataset = build_dataset(loaded, config, window_bars=window_bars, horizons=horizons, device=device)
         dataset = fit_to_parents(dataset, self.registry, references)
         plan = build_plan(config, self.registry, dataset, references, unfinished=self._cut_off())
         for planned in plan.to_train:
@@ -299,8 +306,7 @@ class UnifiedTrainingManager:
         with self._watching(planned.key, folder, score, self.trial if target else None) as watch:
             outcome = self._with_retries(checkpoints, train)
         stored = self._register(planned, plan, dataset, outcome) if self.world.main else None
-        identifier = self.world.agreed(stored.model_id if stored else None)
-        planned.found = metadata = stored or self.registry.get(identifier)
+        planned.found = metadata = self.world.agreed(stored)
         result = self._result(planned, dataset, outcome, metadata, checkpoints.seconds)
         if self.world.main:
             write_history(folder, outcome.history)
