@@ -102,11 +102,9 @@ class StopAt(StopFlag):
         self.left = boundaries
 
     @property
-    def requested(self) -> bool:
+    def number(self) -> int:
         self.left -= 1
-        if self.left == 0:
-            self.signal = signal.SIGTERM
-        return self.left == 0
+        return int(signal.SIGTERM) if self.left == 0 else 0
 
 
 def prepared(algorithm: str, **changes: Any) -> AgentLoop:
