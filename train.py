@@ -124,5 +124,22 @@ def asks_for_sweep(argument: str) -> bool:
     return argument == "-m" or shortened or argument.lower() == "hydra.mode=multirun"
 
 
+def worker_exit_code() -> int:
+    """Of one of several processes, whatever ends it."""
+    try:
+        return exit_code_of(main)
+    except SystemExit as ended:
+        return ended.code if isinstance(ended.code, int) else int(ended.code is not None)
+
+
 if __name__ == "__main__":
-    sys.exit(exit_code_of(main))
+    if "RANK" not in os.environ:
+        sys.exit(exit_code_of(main))
+    code = worker_exit_code()
+    if code == 0:
+        sys.exit()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # At once: while Python cleans up, the threads of a lost connection may abort it, which would look like a crash,
+    # and others may notice and end before this one, which is the cause.
+    os._exit(code)
