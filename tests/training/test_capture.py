@@ -1,7 +1,6 @@
 """Captured updates are the updates: with a tape of operators in the place of CUDA graphs, and with CUDA graphs."""
 
 import math
-import signal
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -15,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from benchmarks.speed.loops import ALGORITHMS, AgentLoop, agent_loop
+from tests.training.test_checkpoint import StopAt
 from trade_agent.config.load import compose_config, load_config
 from trade_agent.errors import StoppedError
 from trade_agent.networks import encoders
@@ -92,19 +92,6 @@ class Impossible(Tapes):
     def record(self, work: Callable[[], Tensors]) -> tuple[Callable[[], None], Tensors]:
         work()
         raise RuntimeError("operation not permitted when stream is capturing")
-
-
-class StopAt(StopFlag):
-    """Asks for the end at the n-th boundary."""
-
-    def __init__(self, boundaries: int) -> None:
-        super().__init__("")
-        self.left = boundaries
-
-    @property
-    def number(self) -> int:
-        self.left -= 1
-        return int(signal.SIGTERM) if self.left == 0 else 0
 
 
 def prepared(algorithm: str, **changes: Any) -> AgentLoop:
