@@ -45,6 +45,10 @@ class MarketSeries:
                 raise DataError(f"{name} prices hold values that are not positive and finite", "use from_bars")
         if self.tradable.dtype != torch.bool:
             raise DataError(f"tradable is {self.tradable.dtype}", "give a bool mask")
+        # Side by side in memory: a step reads both prices of a bar.
+        prices = torch.stack((self.open, self.close), dim=1)
+        object.__setattr__(self, "open", prices[:, 0])
+        object.__setattr__(self, "close", prices[:, 1])
         object.__setattr__(self, "always_tradable", bool(self.tradable.all()))
 
     @property
