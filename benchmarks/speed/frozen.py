@@ -76,5 +76,5 @@ def train_on(series: MarketSeries, table: Tensor) -> None:
         validation_checks=1,
         generator=generator,
         session=no_checkpoints().session("speed", generator),
-        hooks=Hooks(check=lambda _: None, advance=lambda _: None, metrics=lambda *_: None),
+        hooks=Hooks(check=lambda _: None, skip=lambda _: None, advance=lambda _: None, metrics=lambda *_: None),
     )

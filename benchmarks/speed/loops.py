@@ -70,7 +70,7 @@ def agent_loop(
         "batch_size": BATCH,
         "validation_checks": 1,
         "generator": generator,
-        "hooks": Hooks(check=lambda _: None, advance=lambda _: None, metrics=lambda *_: None),
+        "hooks": Hooks(check=lambda _: None, skip=lambda _: None, advance=lambda _: None, metrics=lambda *_: None),
         "session": (checkpoints or no_checkpoints()).session("speed", generator),
     }
     if isinstance(agent, PPO):

@@ -100,7 +100,7 @@ def trainer(env: TrainingMarket, table: Tensor, compiled: bool) -> Callable[[], 
         validation_checks=1,
         generator=generator,
         session=no_checkpoints().session("speed", generator),
-        hooks=Hooks(check=lambda _: None, advance=lambda _: None, metrics=lambda *_: None),
+        hooks=Hooks(check=lambda _: None, skip=lambda _: None, advance=lambda _: None, metrics=lambda *_: None),
     )
 
 

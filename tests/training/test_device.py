@@ -120,6 +120,14 @@ def test_without_a_terminal_a_task_prints_four_lines(capsys: pytest.CaptureFixtu
     assert captured.out == ""
 
 
+def test_what_a_checkpoint_holds_takes_no_part_in_the_rate(capsys: pytest.CaptureFixture[str]) -> None:
+    task = Task("work", 1000, None)
+    task.started -= 100.0
+    task.skip(500)
+    task.advance(250)
+    assert capsys.readouterr().err.strip() == "work: 750/1,000 (2/s, 100 s left)"
+
+
 def test_quiet_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     progress = ProgressReporter(quiet=True)
     progress.say("hello")

@@ -195,7 +195,12 @@ class Recorder:
     with_gradient: list[int] = field(default_factory=list)
 
     def hooks(self) -> Hooks:
-        return Hooks(check=self.checks.append, advance=self.advance, metrics=lambda *row: self.history.append(row))
+        return Hooks(
+            check=self.checks.append,
+            skip=self.advance,
+            advance=self.advance,
+            metrics=lambda *row: self.history.append(row),
+        )
 
     def advance(self, count: int) -> None:
         self.steps += count
@@ -504,12 +509,12 @@ def test_copies_share_no_memory() -> None:
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_a_metric_that_is_not_finite_is_named(value: float) -> None:
-    seen: list[tuple[int, dict[str, float]]] = []
-    hooks = Hooks(check=lambda steps: None, advance=lambda count: None, metrics=lambda *args: seen.append(args))
+    recorder = Recorder()
+    hooks = recorder.hooks()
     hand_on({"loss_actor": torch.tensor(2.0)}, 5, hooks, Alone())
     with pytest.raises(TrainingDivergedError, match=r"loss_critic is -?(nan|inf) after 640 environment steps"):
         hand_on({"loss_actor": torch.tensor(0.0), "loss_critic": torch.tensor(value)}, 640, hooks, Alone())
-    assert [(steps, list(metrics)) for steps, metrics in seen] == [
+    assert [(steps, list(metrics)) for steps, metrics in recorder.history] == [
         (5, ["loss_actor"]),
         (640, ["loss_actor", "loss_critic"]),
     ]

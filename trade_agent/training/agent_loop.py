@@ -65,7 +65,7 @@ def train_in(
             for name, value in {"env_steps": float(env_steps), **metrics}.items():
                 history.setdefault(name, []).append(value)
 
-        hooks = Hooks(check=check, advance=task.advance, metrics=record)
+        hooks = Hooks(check=check, skip=task.skip, advance=task.advance, metrics=record)
         if isinstance(model, PpoModel):
             assert isinstance(agent, PPO)
             env_steps = train_on_policy(

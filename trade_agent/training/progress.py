@@ -12,16 +12,23 @@ PLAIN_LINES = 4  # lines of one task without a terminal
 
 
 class Task:
-    """One piece of long work. `advance` is called as often as one likes."""
+    """One piece of long work. `advance` is called as often as one likes; what was `skip`ped takes no time."""
 
     def __init__(self, description: str, total: int, bar: Progress | None) -> None:
-        self.description, self.total, self.done, self.bar = description, total, 0, bar
+        self.description, self.total, self.bar = description, total, bar
+        self.done, self.skipped = 0, 0
         self.started = time.monotonic()
         self.task_id = bar.add_task(description, total=total, note="", rate="") if bar else None
 
+    def skip(self, count: int) -> None:
+        """The first `count` were done before, by the run whose checkpoint is taken up."""
+        self.done = self.skipped = count
+        if self.bar is not None and self.task_id is not None:
+            self.bar.reset(self.task_id, completed=count)
+
     def advance(self, count: int = 1, note: str = "") -> None:
         before, self.done = self.done, min(self.done + count, self.total)
-        rate = self.done / max(time.monotonic() - self.started, 1e-9)
+        rate = (self.done - self.skipped) / max(time.monotonic() - self.started, 1e-9)
         if self.bar is not None and self.task_id is not None:
             shown = {"note": note} if note else {}
             self.bar.update(self.task_id, completed=self.done, rate=f"{rate:,.0f}/s", **shown)  # type: ignore[arg-type]

@@ -62,9 +62,11 @@ def copy_state(state: dict[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hooks:
-    """What a loop calls back: `check(env_steps)` after each part of the budget, `advance` for the progress bar."""
+    """What a loop calls back: `check(env_steps)` after each part of the budget, `skip` what a checkpoint holds and
+    `advance` for the progress bar."""
 
     check: Callable[[int], None]
+    skip: Callable[[int], None]
     advance: Callable[[int], None]
     metrics: Callable[[int, dict[str, float]], None]
 
@@ -151,7 +153,7 @@ def train_on_policy(
     session.restore()
     interact = make_interaction(agent, env, observe, generator=generator, graphs=graphs)
     env_steps = done["rounds"] * rollout_steps * num_envs
-    hooks.advance(env_steps)
+    hooks.skip(env_steps)
     for index in range(done["rounds"], rounds):
         rates.set(index / rounds)
         buffer.clear()
@@ -246,7 +248,7 @@ def train_off_policy(
     session.restore()
     interact = make_interaction(agent, env, observe, generator=generator, graphs=graphs)
     env_steps = int(done["rounds"]) * num_envs
-    hooks.advance(env_steps)
+    hooks.skip(env_steps)
     for index in range(int(done["rounds"]), rounds):
         env_steps = (index + 1) * num_envs
         action, seen = interact(random_warmup and env_steps <= warmup_env_steps)

@@ -96,6 +96,8 @@ def _fit(
     with context.progress.task(label, settings.epochs) as task:
 
         def on_epoch(epoch: int, metrics: dict[str, float]) -> None:
+            if task.done < epoch - 1:
+                task.skip(epoch - 1)
             task.advance(1, f"loss {metrics['train_loss']:.4f}, validation {metrics['validation_loss']:.4f}")
             watch.metrics(epoch, metrics)
             if watch.prunes:

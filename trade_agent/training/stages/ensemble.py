@@ -128,7 +128,7 @@ def train_gate(
     epochs, checks = context.trainer.gate_epochs, context.trainer.validation_checks
     context.watch.expect(metrics=[], reports=epochs, validation=["sharpe", "turnover"], checks=checks + 1)
     with context.progress.task("gate", epochs) as task:
-        task.advance(done["epochs"])
+        task.skip(done["epochs"])
         for epoch in range(done["epochs"], epochs):
             wanted = target_weights(dataset.rules, gate(actions, features))
             weights = carried(wanted, dataset.series, dataset.rules, rows)
