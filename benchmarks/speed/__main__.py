@@ -25,6 +25,7 @@ GROUPS = (
     "start",
     "synchronisations",
     "cuda",
+    "seeds",
 )
 
 

@@ -11,6 +11,7 @@ from benchmarks.speed.env import random_walk
 from benchmarks.speed.forecaster import BATCH as WINDOWS
 from benchmarks.speed.forecaster import WINDOW, network
 from trade_agent.agents.builders import AGENT_BUILDERS
+from trade_agent.agents.copies import agents_from_spec
 from trade_agent.agents.ppo import PPO
 from trade_agent.agents.replay import ReplayBuffer
 from trade_agent.envs.batched import TrainingMarket
@@ -46,19 +47,22 @@ def agent_loop(
     updates: int,
     device: torch.device,
     settings: dict[str, Any] | None = None,
+    copies: int = 1,
     graphs: Callable[[torch.Generator], Graphs] | None = None,
     checkpoints: Checkpoints | None = None,
 ) -> AgentLoop:
     """Training of an agent, on a table of features or (``joint``) together with its forecaster, for so many updates.
 
-    settings: of the agent, beside its defaults. graphs: where updates and steps are captured.
+    settings: of the agent, beside its defaults. copies: agents side by side, for so many updates each. graphs: where
+    updates and steps are captured.
     """
     torch.manual_seed(0)
     generator = torch.Generator(device).manual_seed(1)
-    market, inputs = make_market(generator), torch.randn(NUM_BARS, 1, FEATURES, device=device)
+    market, inputs = make_market(generator, copies * NUM_ENVS), torch.randn(NUM_BARS, 1, FEATURES, device=device)
     forecaster = network(FEATURES).to(device).eval()
     width = FEATURES + joint * forecaster.feature_dim + market.private_dim
-    agent = AGENT_BUILDERS[algorithm](observation_dim=width, action_dim=1, device=device, **(settings or {}))
+    spec = {"name": algorithm, "observation_dim": width, "action_dim": 1, **(settings or {})}
+    agent = agents_from_spec(spec, copies, device=device)
     learner = _joint_learner(agent, forecaster, inputs) if joint else Learner(agent, _observe(inputs))
     where = graphs(generator) if graphs else None
     every: dict[str, Any] = {
@@ -78,7 +82,9 @@ def agent_loop(
         rounds = updates * BATCH // rollout
         run = partial(train_on_policy, total_env_steps=rounds * rollout, rollout_steps=ROLLOUT_STEPS, epochs=1)
         return AgentLoop(partial(run, agent, **every), learner, market)
-    replay = ReplayBuffer(capacity=10_000, private_dim=market.private_dim, action_dim=1, device=device)
+    replay = ReplayBuffer(
+        capacity=10_000 * copies, private_dim=market.private_dim, action_dim=1, copies=copies, device=device
+    )
     warmup, per_update = 4 * NUM_ENVS, 4
     run = partial(
         train_off_policy,
@@ -116,13 +122,13 @@ def forecaster_loop(*, updates: int, device: torch.device) -> Callable[[], objec
     )
 
 
-def make_market(generator: torch.Generator) -> TrainingMarket:
+def make_market(generator: torch.Generator, num_envs: int) -> TrainingMarket:
     walk, device = random_walk(NUM_BARS), generator.device
     return TrainingMarket(
         series=MarketSeries(*(values.to(device) for values in (walk.open, walk.close, walk.tradable))),
         rules=MarketRules(),
         rows=range(WINDOW, NUM_BARS),
-        num_envs=NUM_ENVS,
+        num_envs=num_envs,
         episode_bars=64,
         reward_scale=100.0,
         generator=generator,

@@ -126,6 +126,6 @@ def same_losses(theirs: dict[str, float], arrays: dict[str, Any]) -> bool:
     raw = values["action"]
     fields = {key: values[key] for key in ("observation", "advantage", "value_target")}
     batch = TensorDict(fields | {"raw": raw, "log_prob": values["log_prob"] - tanh_log_det(raw)}, batch_size=[len(raw)])
-    _, metrics = agent.losses(agent.prepare(batch))
+    _, metrics = agent.objective(agent.prepare(batch))
     pairs = ((metrics["loss_actor"], theirs["actor"]), (metrics["loss_critic"], theirs["critic"]))
     return all(abs(float(mine) - other) <= 1e-5 * max(1.0, abs(other)) for mine, other in pairs)

@@ -346,14 +346,14 @@ def test_ppo_clip_stops_the_gradient_of_a_row_that_has_gone_far_enough():
     # ratio e: a good action is already more likely, a bad one already worse than the clip allows
     gained = {"log_prob": act.log_prob - torch.tensor([1.0, -1.0]), "advantage": torch.tensor([1.0, -1.0])}
     agent.value_coefficient = 0.0
-    total, metrics = agent.losses(agent.prepare(TensorDict(fields | gained, batch_size=[2])))
+    total, metrics = agent.objective(agent.prepare(TensorDict(fields | gained, batch_size=[2])))
     total.backward()
     assert metrics["clip_fraction"] == 1.0
     # Of log ratios 1 and -1: the mean of e - 1 - 1 and 1/e - 1 + 1.
     assert_close(metrics["approx_kl"], torch.tensor(0.543081), atol=1e-5, rtol=0.0)
     assert not any(parameter.grad.any() for parameter in agent.policy.parameters())
     lost = {"log_prob": act.log_prob + torch.tensor([1.0, -1.0]), "advantage": torch.tensor([1.0, -1.0])}
-    agent.losses(agent.prepare(TensorDict(fields | lost, batch_size=[2])))[0].backward()
+    agent.objective(agent.prepare(TensorDict(fields | lost, batch_size=[2])))[0].backward()
     assert all(parameter.grad.any() for parameter in agent.policy.parameters())
 
 

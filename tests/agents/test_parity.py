@@ -103,12 +103,12 @@ def test_compiled_ppo():
         "value_target": torch.randn(64),
     }
     batch = agent.prepare(TensorDict(fields, batch_size=[64]))
-    plain, metrics = agent.losses(batch)
+    plain, metrics = agent.objective(batch)
     plain.backward()
     expected = [parameter.grad.clone() for parameter in agent.parameters()]
     agent.optimizer.zero_grad()
     agent.compile_losses()
-    compiled, seen = agent.losses(batch)
+    compiled, seen = agent.objective(batch)
     compiled.backward()
     assert_close(compiled, plain, atol=1e-6, rtol=1e-5)
     for name in metrics:
@@ -156,7 +156,7 @@ def test_ppo(entropy_coefficient, policy):
     torch.manual_seed(7)
     expected = loss(theirs)
     torch.manual_seed(7)
-    total, metrics = agent.losses(agent.prepare(batch))
+    total, metrics = agent.objective(agent.prepare(batch))
     assert 0.1 < metrics["clip_fraction"] < 0.9
     assert_close(metrics["clip_fraction"], expected["clip_fraction"])
     assert_close(metrics["loss_actor"], expected["loss_objective"], atol=1e-5, rtol=1e-5)

@@ -15,8 +15,10 @@ import torch
 from benchmarks.speed.__main__ import GROUPS
 from benchmarks.speed.cuda import captured_loop
 from benchmarks.speed.env import FREE, random_walk, same_profits
+from benchmarks.speed.loops import ALGORITHMS
 from benchmarks.speed.measure import Figure, in_turn
 from benchmarks.speed.peer import PACKAGES
+from benchmarks.speed.seeds import seeds_in_one_batch
 from trade_agent.envs.rules import MarketRules
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -93,3 +95,11 @@ def test_a_peer_answers_over_its_pipe_whatever_it_prints() -> None:
         env=os.environ | {"PYTHONPATH": str(ROOT)},
     )
     assert answer.stdout.split() == ["2", "4"]
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_seeds_in_one_batch_are_those_one_after_another(capsys: pytest.CaptureFixture[str], algorithm: str) -> None:
+    seeds_in_one_batch(algorithm, seeds=2, updates=8, device=torch.device("cpu"), repeats=1)
+    line = json.loads(capsys.readouterr().out)
+    assert line["agrees"] is True
+    assert line["ratio"] > 0.0

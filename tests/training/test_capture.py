@@ -163,6 +163,16 @@ def test_a_replayed_run_is_the_run(
     assert_same_bits(trained(algorithm, joint=joint, settings=settings), replayed)
 
 
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_a_replayed_run_of_several_agents_is_the_run(algorithm: str, caplog: pytest.LogCaptureFixture) -> None:
+    changes: dict[str, Any] = {"copies": 3, "settings": {"normalise_observation": True, "normalise_reward": True}}
+    made = Made()
+    replayed = trained(algorithm, graphs=made, **changes)
+    assert not caplog.messages
+    assert made.graphs.recorded == (4 if algorithm == "td3" else 2 if algorithm == "ppo" else 3)
+    assert_same_bits(trained(algorithm, **changes), replayed)
+
+
 def test_each_size_of_a_minibatch_is_recorded_by_itself() -> None:
     learner, graphs = prepared("ppo").learner, Tapes()
     captured = CapturedLearner(learner, graphs)

@@ -243,6 +243,8 @@ def test_repeating_a_run_is_no_further_trial(trained: Any) -> None:
 
     assert trials("stage=cnn_lstm") == 0  # the only forecaster so far is this very one
     assert trials("stage=cnn_lstm", "seed=9") == 1
+    # Of four copies each is a trial; the registered agent of one copy is another model then.
+    assert trials("stage=rl", "model=sac", "stage.copies=4") == trials("stage=rl", "model=sac") + 1 + 3
     # Two agents and two hybrids are neither this hybrid nor its parent; with the ensemble that makes five.
     assert trials(*HYBRID) == 5
     registry = ModelRegistry(trained.root / "models")

@@ -130,9 +130,10 @@ def test_the_agent_that_did_best_on_validation_rows_is_the_one_that_is_kept(
     """Checks score 2, 3 and 1."""
     seen, scores = [], iter([2.0, 3.0, 1.0])
 
-    def validate(context: Any, policy: Any, step: int) -> float:
+    def validate(context: Any, policies: Any, step: int) -> list[float]:
+        (policy,) = policies
         seen.append((step, copy.deepcopy(policy.agent.state_dict())))
-        return next(scores)
+        return [next(scores)]
 
     monkeypatch.setattr(rl, "validate", validate)
     context = trained.context(tmp_path)

@@ -28,11 +28,11 @@ class Agent(Protocol):
 
     ``update`` does one gradient step on its own optimizer: ``prepare``, ``backward``, ``step``, ``count``. ``prepare``
     adds to a minibatch what is drawn for it or taken over all of it, and needs no observation; from there on its rows
-    can be taken in parts. ``backward`` adds the gradient of ``share`` of the losses, plus ``extra_loss``, to those that
-    are there, and returns that share of each metric: shares of the number of rows add up to the whole. ``step`` clips,
-    steps, updates the targets softly, and completes the metrics. Up to there only tensors change, in place, and updates
-    with the same ``turn`` run the same operations: they can be captured in a CUDA graph. What Python keeps of an update
-    that was made is for ``count``.
+    can be taken in parts. ``backward`` adds the gradient of ``share`` of the ``objective`` (what to minimise, and the
+    metrics), plus ``extra_loss``, to those that are there, and returns that share of each metric: shares of the number
+    of rows add up to the whole. ``step`` clips, steps, updates the targets softly, and completes the metrics. Up to
+    there only tensors change, in place, and updates with the same ``turn`` run the same operations: they can be
+    captured in a CUDA graph. What Python keeps of an update that was made is for ``count``.
 
     Gradients that run into ``batch["observation"]`` are left in the leaves behind it (an encoder), whose optimizer
     belongs to the caller. Nothing in ``act`` and ``update`` waits for the device: metrics are detached 0-d tensors, and
@@ -41,6 +41,7 @@ class Agent(Protocol):
 
     name: str
     on_policy: bool
+    copies: int  # agents that learn side by side in it: 1, or more in a stack, see agents/copies.py
     gamma: float
     observation_normaliser: ObservationNormaliser  # both learn from what a training loop shows them, see there
     reward_normaliser: RewardNormaliser
@@ -53,6 +54,8 @@ class Agent(Protocol):
     def act(self, observation: Tensor, *, deterministic: bool) -> Action: ...
 
     def prepare(self, batch: TensorDict) -> TensorDict: ...
+
+    def objective(self, batch: TensorDict) -> tuple[Tensor, dict[str, Tensor]]: ...
 
     def backward(
         self, batch: TensorDict, *, share: float = 1.0, extra_loss: Tensor | None = None
@@ -133,13 +136,19 @@ def make_adam(groups: Iterable[dict[str, Any]], *, eps: float, device: torch.dev
     return torch.optim.Adam(list(groups), eps=eps, fused=on_cuda or device.type == "cpu", capturable=on_cuda)
 
 
-def clip_gradients(parameters: Sequence[nn.Parameter], max_norm: float | None) -> Tensor:
+def clip_gradients(parameters: Sequence[nn.Parameter], max_norm: float | None, *, copies: int = 1) -> Tensor:
     """Scales the gradients, in place, to a total 2-norm of at most ``max_norm`` (None: leaves them); returns the norm
-    before. A norm that is not finite is not an error here."""
+    before. Those of several ``copies``, [copies, ...] each, have a norm for each copy, [copies]. A norm that is not
+    finite is not an error here."""
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    norm = torch.stack(torch._foreach_norm(gradients)).norm()
+    if copies > 1:
+        gradients = [gradient.view(copies, -1) for gradient in gradients]
+        norm = torch.stack([gradient.norm(dim=1) for gradient in gradients]).norm(dim=0)
+    else:
+        norm = torch.stack(torch._foreach_norm(gradients)).norm()
     if max_norm is not None:
-        torch._foreach_mul_(gradients, (max_norm / (norm + 1e-6)).clamp_max(1.0))
+        scale = (max_norm / (norm + 1e-6)).clamp_max(1.0)
+        torch._foreach_mul_(gradients, scale if copies == 1 else [scale.unsqueeze(1)] * len(gradients))
     return norm
 
 

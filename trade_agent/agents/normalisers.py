@@ -14,7 +14,10 @@ EPSILON = 1e-8
 
 
 class RunningMoments(nn.Module):
-    """Mean and variance of all rows seen so far, [*shape] float64; 0 and 1 before the first row."""
+    """Mean and variance of all rows seen so far, [*shape] float64; 0 and 1 before the first row.
+
+    In a stack of S agents (agents/copies.py) all have S in front, and rows take turns.
+    """
 
     mean: Tensor
     variance: Tensor
@@ -30,10 +33,11 @@ class RunningMoments(nn.Module):
     @torch.no_grad()
     def update(self, rows: Tensor) -> None:
         """Takes in ``rows``, [B, *shape] in each process: the pairwise formula of Chan, Golub and LeVeque (1979)."""
-        rows, added = rows.double(), len(rows) * self.processes.size
+        rows = rows.double().unflatten(0, (-1, *self.count.shape))
+        added = len(rows) * self.processes.size
         mean = self.processes.mean(rows.mean(0))
         variance = self.processes.mean((rows - mean).square().mean(0))
-        share = added / (self.count + added)
+        share = (added / (self.count + added)).reshape(self.count.shape + (1,) * (self.mean.ndim - self.count.ndim))
         delta = mean - self.mean
         self.variance.lerp_(variance, share).add_(share * (1.0 - share) * delta.square())
         self.mean.add_(share * delta)
@@ -80,6 +84,8 @@ class RewardNormaliser(nn.Module):
             self.running_returns = torch.where(done, 0.0, returns)
 
     def forward(self, reward: Tensor) -> Tensor:
+        """[..., N] -> the same shape."""
         if self.moments is None:
             return reward
-        return reward * (self.moments.variance + EPSILON).rsqrt().float()
+        scale = (self.moments.variance + EPSILON).rsqrt().float()
+        return (reward.unflatten(-1, (-1, *scale.shape)) * scale).view_as(reward)

@@ -120,8 +120,8 @@ class StretchedBeta:
     """
 
     def sample(self, parameters: Parameters) -> Tensor:
-        alpha, beta = parameters
-        unit: Tensor = torch.distributions.Beta(alpha, beta, validate_args=False).sample()
+        # What torch.distributions.Beta draws; its own function cannot be vmapped.
+        unit: Tensor = torch._sample_dirichlet(torch.stack(parameters, -1)).select(-1, 0)
         return unit.clamp(*OPEN_UNIT_INTERVAL)
 
     def centre(self, parameters: Parameters) -> Tensor:

@@ -51,6 +51,7 @@ class PPO(nn.Module):
 
     name = "ppo"
     on_policy = True
+    copies = 1
     turn = True  # all updates are alike
 
     def __init__(
@@ -126,7 +127,7 @@ class PPO(nn.Module):
         batch["noise"] = self.policy.distribution.noise(batch["raw"])
         return batch
 
-    def losses(self, batch: TensorDict) -> tuple[Tensor, dict[str, Tensor]]:
+    def objective(self, batch: TensorDict) -> tuple[Tensor, dict[str, Tensor]]:
         """The sum to minimise and the metrics of a minibatch that was prepared; both networks send gradients into
         the observation."""
         observation = self.observation_normaliser(batch["observation"])
@@ -155,18 +156,18 @@ class PPO(nn.Module):
 
         Kernels are built at the first update with each size of a minibatch: half a minute, and on a CPU a C++ compiler.
         """
-        self.losses = torch.compile(self.losses, dynamic=False)  # type: ignore[method-assign]
+        self.objective = torch.compile(self.objective, dynamic=False)  # type: ignore[method-assign]
 
     def backward(self, batch: TensorDict, *, share: float = 1.0, extra_loss: Tensor | None = None) -> dict[str, Tensor]:
         """Gradients of both networks."""
-        total, metrics = self.losses(batch)
+        total, metrics = self.objective(batch)
         return backward_share(total, metrics, share=share, extra_loss=extra_loss)
 
     def step(self, metrics: dict[str, Tensor]) -> dict[str, Tensor]:
         """One step of both networks."""
         if self.gradient_hook is not None:
             self.gradient_hook(self._trained)
-        grad_norm = clip_gradients(self._trained, self.max_grad_norm)
+        grad_norm = clip_gradients(self._trained, self.max_grad_norm, copies=self.copies)
         self.optimizer.step()
         return metrics | {"grad_norm": grad_norm}
 

@@ -22,16 +22,32 @@ class Transitions(NamedTuple):
     steps: Tensor | int = 1  # [B] int32 bars to the next observation, or one number for all rows; see agents/n_step.py
 
 
+def own_rows(index: Tensor, copies: int) -> Tensor:
+    """Rows of a table in which those of ``copies`` take turns, from ``index`` [B * copies], which does so too and
+    counts among the rows of its copy."""
+    return index if copies == 1 else index * copies + torch.arange(len(index), device=index.device) % copies
+
+
 class ReplayBuffer:
     """A transition is one row of 4-byte words: t | steps | reward | private | action | next private.
 
     That is 4 (3 + 2K + A) bytes: 64 with K = 6 and A = 1. The word of steps is negative where the last of them was
     terminated. One gather serves a whole batch. The words are integers and the floats are views of them, so that no
     arithmetic can touch an index.
+
+    copies: agents whose rows take turns, see agents/copies.py; the capacity is a multiple of it.
     """
 
-    def __init__(self, *, capacity: int, private_dim: int, action_dim: int, device: torch.device | str = "cpu") -> None:
-        self.capacity, self.private_dim, self.action_dim = capacity, private_dim, action_dim
+    def __init__(
+        self,
+        *,
+        capacity: int,
+        private_dim: int,
+        action_dim: int,
+        copies: int = 1,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.capacity, self.private_dim, self.action_dim, self.copies = capacity, private_dim, action_dim, copies
         self.position, self.size = 0, 0
         width = 3 + 2 * private_dim + action_dim
         self._words = torch.zeros(capacity, width, dtype=torch.int32, device=device)
@@ -63,8 +79,13 @@ class ReplayBuffer:
         self.size = min(self.size + rows, self.capacity)
 
     def sample(self, batch_size: int, generator: torch.Generator) -> Transitions:
-        """``batch_size`` transitions, uniform with replacement. ``generator`` is of the buffer's device."""
-        index = torch.randint(self.size, (batch_size,), generator=generator, device=self._words.device)
+        """``batch_size`` transitions for each copy, uniform with replacement among its own. ``generator`` is of the
+        buffer's device."""
+        copies = self.copies
+        index = torch.randint(
+            self.size // copies, (batch_size * copies,), generator=generator, device=self._words.device
+        )
+        index = own_rows(index, copies)
         t, private, action, reward, packed, next_private = self._split(self._words.index_select(0, index))
         return Transitions(t, private, action, reward, packed < 0, next_private, packed.abs())
 

@@ -9,6 +9,8 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 
+from trade_agent.agents.replay import own_rows
+
 
 def gae(
     *,
@@ -43,12 +45,21 @@ class RolloutBuffer:
 
     Values are not asked for at each step: after the rollout the caller computes V of all observations (``t``,
     ``private``) and of all following ones (``t + 1``, ``next_private``) in large batches and hands them to ``finish``.
+
+    copies: agents whose environments take turns, see agents/copies.py; there is a multiple of it.
     """
 
     def __init__(
-        self, *, num_steps: int, num_envs: int, private_dim: int, action_dim: int, device: torch.device | str = "cpu"
+        self,
+        *,
+        num_steps: int,
+        num_envs: int,
+        private_dim: int,
+        action_dim: int,
+        copies: int = 1,
+        device: torch.device | str = "cpu",
     ) -> None:
-        self.num_steps, self.num_envs, self.step = num_steps, num_envs, 0
+        self.num_steps, self.num_envs, self.copies, self.step = num_steps, num_envs, copies, 0
         shape = (num_steps, num_envs)
         self.t = torch.zeros(shape, dtype=torch.int32, device=device)
         self.private = torch.zeros(*shape, private_dim, device=device)
@@ -102,8 +113,8 @@ class RolloutBuffer:
         self.value_target.copy_(target)
 
     def minibatches(self, batch_size: int, generator: torch.Generator) -> Iterator[TensorDict]:
-        """One pass over all S * N rows in random order; the last minibatch may be smaller, but never a single row
-        (whose advantage has no spread): such a row joins the one before.
+        """One pass over all S * N rows in random order, with ``batch_size`` rows of each copy; the last minibatch may
+        be smaller, but never a single row (whose advantage has no spread): such a row joins the one before.
 
         Keys: t, private, raw, log_prob, advantage, value_target. ``generator`` is of the buffer's device.
         """
@@ -115,9 +126,11 @@ class RolloutBuffer:
             },
             batch_size=[rows],
         )
-        order = torch.randperm(rows, generator=generator, device=self.t.device)
+        rows //= self.copies
+        orders = [torch.randperm(rows, generator=generator, device=self.t.device) for _ in range(self.copies)]
+        order = torch.stack(orders, dim=1)
         start = 0
         while start < rows:
             stop = rows if rows - start - batch_size <= 1 else start + batch_size
-            yield flat[order[start:stop]]
+            yield flat[own_rows(order[start:stop].flatten(), self.copies)]
             start = stop

@@ -51,6 +51,7 @@ class SAC(nn.Module):
 
     name = "sac"
     on_policy = False
+    copies = 1
     turn = True  # all updates are alike
 
     def __init__(
@@ -169,8 +170,8 @@ class SAC(nn.Module):
         alpha = -self.log_alpha * (log_prob.mean() + self.target_entropy)
         return SACLosses(actor, critic, alpha, log_prob, q.detach())
 
-    def backward(self, batch: TensorDict, *, share: float = 1.0, extra_loss: Tensor | None = None) -> dict[str, Tensor]:
-        """Gradients of actor, critics and temperature."""
+    def objective(self, batch: TensorDict) -> tuple[Tensor, dict[str, Tensor]]:
+        """The sum to minimise and the metrics of a minibatch that was prepared."""
         losses = self.losses(batch)
         metrics = {
             "loss_actor": losses.actor.detach(),
@@ -180,13 +181,18 @@ class SAC(nn.Module):
             "q_mean": losses.q.mean(),
             "q_spread": (losses.q[0] - losses.q[1]).abs().mean(),
         }
-        return backward_share(losses.actor + losses.critic + losses.alpha, metrics, share=share, extra_loss=extra_loss)
+        return losses.actor + losses.critic + losses.alpha, metrics
+
+    def backward(self, batch: TensorDict, *, share: float = 1.0, extra_loss: Tensor | None = None) -> dict[str, Tensor]:
+        """Gradients of actor, critics and temperature."""
+        total, metrics = self.objective(batch)
+        return backward_share(total, metrics, share=share, extra_loss=extra_loss)
 
     def step(self, metrics: dict[str, Tensor]) -> dict[str, Tensor]:
         """One step of actor, critics and temperature, then the targets follow by ``tau``."""
         if self.gradient_hook is not None:
             self.gradient_hook(self._trained)
-        grad_norm = clip_gradients(self._trained, self.max_grad_norm)
+        grad_norm = clip_gradients(self._trained, self.max_grad_norm, copies=self.copies)
         alpha = self.log_alpha.detach().exp()
         self.optimizer.step()
         soft_update(self._target, self._online, self.tau)

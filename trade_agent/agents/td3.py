@@ -40,6 +40,7 @@ class TD3(nn.Module):
 
     name = "td3"
     on_policy = False
+    copies = 1
 
     def __init__(
         self,
@@ -157,14 +158,20 @@ class TD3(nn.Module):
         """Whether the update under way is one of the actor and the targets, too."""
         return (self.updates + 1) % self.policy_delay == 0
 
-    def backward(self, batch: TensorDict, *, share: float = 1.0, extra_loss: Tensor | None = None) -> dict[str, Tensor]:
-        """Gradients of the critics; in each ``policy_delay``-th update also of the actor."""
+    def objective(self, batch: TensorDict) -> tuple[Tensor, dict[str, Tensor]]:
+        """The sum to minimise and the metrics of a minibatch that was prepared: the critics, and in each
+        ``policy_delay``-th update also the actor."""
         total, q = self.critic_loss(batch)
         metrics = {"loss_critic": total.detach(), "q_mean": q.mean(), "q_spread": (q[0] - q[1]).abs().mean()}
         if self.turn:
             loss_actor = self.actor_loss(batch)
             metrics["loss_actor"] = loss_actor.detach()
             total = total + loss_actor
+        return total, metrics
+
+    def backward(self, batch: TensorDict, *, share: float = 1.0, extra_loss: Tensor | None = None) -> dict[str, Tensor]:
+        """Gradients of what ``objective`` sums up."""
+        total, metrics = self.objective(batch)
         return backward_share(total, metrics, share=share, extra_loss=extra_loss)
 
     def step(self, metrics: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -174,7 +181,7 @@ class TD3(nn.Module):
         """
         if self.gradient_hook is not None:
             self.gradient_hook(self._trained)
-        grad_norm = clip_gradients(self._trained, self.max_grad_norm)
+        grad_norm = clip_gradients(self._trained, self.max_grad_norm, copies=self.copies)
         self.optimizer.step()
         if self.turn:
             self._loss_actor.copy_(metrics["loss_actor"])

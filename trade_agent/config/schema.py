@@ -44,7 +44,9 @@ class CnnLstmStage(StageConfig):
 
 @dataclass(kw_only=True, slots=True)
 class RlStage(StageConfig):
-    """Has no settings of its own: the agent is in `model`, the budget in `trainer`."""
+    """The agent is in `model`, the budget in `trainer`."""
+
+    copies: int = number(1, 1000, default=1)
 
 
 @dataclass(kw_only=True, slots=True)

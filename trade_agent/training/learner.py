@@ -39,7 +39,7 @@ class Learner:
         def backward(part: TensorDict) -> dict[str, Tensor]:
             return self.backward(observed(part, self.observe), share=len(part) / len(batch))
 
-        shares, self.rows = accumulate(batch, backward, size=self.rows, clear=self.clear)
+        shares, self.rows = accumulate(batch, backward, size=self.rows, clear=self.clear, together=self.agent.copies)
         return self.step(shares[0] if len(shares) == 1 else added(shares))
 
     def prepare(self, batch: TensorDict) -> TensorDict:

@@ -13,17 +13,17 @@ from torch import Tensor
 
 from trade_agent import safe_io
 from trade_agent.agents.base import Agent
-from trade_agent.agents.builders import agent_from_spec
-from trade_agent.config.schema import AgentModel, GymnasiumConfig, TrainingConfig
+from trade_agent.agents.copies import agents_from_spec, members_of
+from trade_agent.config.schema import AgentModel, GymnasiumConfig, RlStage, TrainingConfig
 from trade_agent.envs.gymnasium_tasks import GymnasiumTasks, PlayedEpisodes, play
 from trade_agent.registry.metadata import finite
 from trade_agent.training.agent_loop import History, loop_env_steps, train_in
 from trade_agent.training.checkpoint import Checkpoints
 from trade_agent.training.learner import Learner
-from trade_agent.training.models import agent_spec, agent_to_state
+from trade_agent.training.models import agent_from_state, agent_spec, agent_to_state
 from trade_agent.training.monitoring.watch import Watch
 from trade_agent.training.progress import ProgressReporter
-from trade_agent.training.reinforcement import Best
+from trade_agent.training.reinforcement import Contest
 from trade_agent.training.report import write_history
 from trade_agent.training.stages.context import seed_everything
 
@@ -36,7 +36,8 @@ class ReferenceResult:
     """One agent trained on one task. `result.json` holds exactly these fields.
 
     objective: mean return of an evaluation episode, neither scaled nor discounted. checks: environment steps and mean
-    return at each of trainer.validation_checks; the best state was kept.
+    return at each of trainer.validation_checks; the best state was kept. copies: of several agents, the best check of
+    each, their mean and standard deviation; `checks` are then those of the best agent at the time.
     """
 
     stage: str
@@ -53,6 +54,7 @@ class ReferenceResult:
     run_id: str
     trainer: str
     environment: dict[str, Any]
+    copies: dict[str, Any] = field(default_factory=dict)
     artefacts: list[str] = field(default_factory=list)
 
     @property
@@ -81,7 +83,7 @@ def run_reference(
     assert isinstance(env_config, GymnasiumConfig)
     assert isinstance(model, AgentModel)
     world = checkpoints.world
-    agent, env_steps, history, checks = train_task(
+    agent, env_steps, history, checks, copies = train_task(
         config, env_config, model, device=device, progress=progress, checkpoints=checkpoints, watch=watch
     )
     episodes = evaluate(agent, env_config.id, EVALUATION_SEEDS, env_config.evaluation_episodes, device)
@@ -107,6 +109,7 @@ def run_reference(
         run_id=config.run_id,
         trainer=config.trainer.name,
         environment=environment,
+        copies=copies,
         artefacts=["config.json", "run.json", "history.json", "agent.pth", "returns.png"],
     )
     if world.main:
@@ -130,33 +133,39 @@ def train_task(
     progress: ProgressReporter,
     checkpoints: Checkpoints,
     watch: Watch,
-) -> tuple[Agent, int, History, list[tuple[int, float]]]:
-    """The agent in the state that did best in a check, environment steps, history of the losses, the checks."""
+) -> tuple[Agent, int, History, list[tuple[int, float]], dict[str, Any]]:
+    """The agent in the state that did best in a check, environment steps, history of the losses, the checks, and what
+    `Contest.spread` says."""
+    assert isinstance(config.stage, RlStage)
+    copies = config.stage.copies
     generator = seed_everything(config.seed, device, "reference", env_config.id, model.name)
     world = checkpoints.world
     num_envs = world.share(model.num_envs, "model.num_envs")
     envs = GymnasiumTasks(
         env_config.id,
-        num_envs=num_envs,
+        num_envs=num_envs * copies,
         reward_scale=model.reward_scale,
         seed=config.seed * 10_000 + world.rank * num_envs,  # the copies follow it; two runs share no episode
         device=device,
     )
     spec = agent_spec(model, observation_dim=envs.private_dim, action_dim=envs.action_dim)
-    agent = agent_from_spec(spec, device=device)
+    agent = agents_from_spec(spec, copies, device=device)
     world.connect(agent)
     world.own_random_numbers(generator)
-    best, checks = Best(), list[tuple[int, float]]()
+    contest, checks = Contest(members_of(agent)), list[tuple[int, float]]()
     session = checkpoints.session(model.name, generator)
-    session.keep("best", best.state_dict, best.load_state_dict)
+    session.keep("contest", contest.state_dict, contest.load_state_dict)
     session.keep("checks", lambda: list(checks), checks.extend)
 
     def check(env_steps: int) -> None:
-        score = float(evaluate(agent, env_config.id, CHECK_SEEDS, env_config.check_episodes, device).returns.mean())
-        score = world.agreed(score)
+        played = [
+            evaluate(member, env_config.id, CHECK_SEEDS, env_config.check_episodes, device) for member in contest.agents
+        ]
+        scores = world.agreed([float(episodes.returns.mean()) for episodes in played])
+        score = max(scores)
         checks.append((env_steps, score))
         progress.say(f"  {env_steps:,} steps: mean return {score:.1f}")
-        best.consider(score, agent.state_dict, env_steps)
+        contest.consider(scores, env_steps)
         watch.validated(env_steps, {"mean_return": score})
 
     def observe(t: Tensor, private: Tensor) -> Tensor:
@@ -184,9 +193,8 @@ def train_task(
         session=session,
     )
     envs.envs.close()
-    assert best.state is not None
-    agent.load_state_dict(best.state)
-    return agent, env_steps, history, checks
+    kept = agent_from_state({"spec": agent.spec(), "state": contest.winner.state}, device)
+    return kept, env_steps, history, checks, contest.spread()
 
 
 @torch.no_grad()

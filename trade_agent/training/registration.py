@@ -79,15 +79,16 @@ def models_tried(
     """Other models of the same kind that were judged on some of these test rows: each was a chance to be lucky,
     archived since or not.
 
-    The same recipe and seed again is no other chance, and neither are the models this one is built on.
+    The same recipe and seed again is no other chance, and neither are the models this one is built on. A model that is
+    the best of several copies was as many chances, here and among those it is built on.
     """
     first, last = dataset.splits()["test"]
     symbols = list(dataset.bars.symbols)
-    own = {(plain_hash(planned.recipe), seed)}
+    own = {(plain_hash(planned.recipe), seed): _copies(planned.recipe)}
     pending = [plan[key].found_id for _, key in planned.parents]
     while pending:
         ancestor = registry.get(pending.pop(), include_archived=True)
-        own.add(_recipe_and_seed(ancestor))
+        own |= _chances(ancestor)
         pending += [parent.id for parent in ancestor.parents]
 
     def overlaps(model: ModelMetadata) -> bool:
@@ -97,12 +98,18 @@ def models_tried(
         return model.data.symbols == symbols and start <= last and first <= stop
 
     kinds = [kind for kind in MODEL_KINDS if MODEL_KINDS[kind] == MODEL_KINDS[planned.model_type]]
-    others = {
-        _recipe_and_seed(model) for kind in kinds for model in registry.find(kind, overlaps, include_archived=True)
-    }
-    return len(others - own)
+    tried = dict(own)
+    for kind in kinds:
+        for model in registry.find(kind, overlaps, include_archived=True):
+            tried |= _chances(model)
+    return sum(tried.values()) - len(own)
 
 
-def _recipe_and_seed(model: ModelMetadata) -> tuple[str, int]:
-    """What was tried."""
-    return str(model.recipe.get("settings_sha256")), model.seed
+def _chances(model: ModelMetadata) -> dict[tuple[str, int], int]:
+    """Recipe and seed of what was tried, and how often."""
+    return {(str(model.recipe.get("settings_sha256")), model.seed): _copies(model.recipe.get("settings", {}))}
+
+
+def _copies(recipe: dict[str, Any]) -> int:
+    """Agents of which the model of a recipe is the best."""
+    return int(recipe.get("stage", {}).get("copies", 1))

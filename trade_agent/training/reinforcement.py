@@ -3,10 +3,14 @@
 Shapes: N environments, K private state, A action dimensions, O observation. Buffers hold the bar index and the private
 state (the account), never the observation: `observe` encodes the bar when it is needed, from a resident table (frozen
 forecaster) or through the network that is being trained (hybrid).
+
+Of a stack of agents (agents/copies.py) N is the number of all environments, which take turns; all budgets and counts
+are those of one agent.
 """
 
 import math
-from collections.abc import Callable
+import statistics
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,6 +62,36 @@ def copy_state(state: dict[str, Any]) -> dict[str, Any]:
         key: copy_state(value) if isinstance(value, dict) else value.clone() if isinstance(value, Tensor) else value
         for key, value in state.items()
     }
+
+
+class Contest:
+    """Keeps the best state of each of the agents that learn side by side. The best of these states is the winner."""
+
+    def __init__(self, agents: Sequence[Agent]) -> None:
+        self.agents, self.bests = agents, [Best() for _ in agents]
+
+    @property
+    def winner(self) -> Best:
+        return max(self.bests, key=lambda best: best.score)
+
+    def consider(self, scores: Sequence[float], env_steps: int) -> None:
+        """The validation score of every agent as it stands."""
+        for best, agent, score in zip(self.bests, self.agents, scores, strict=True):
+            best.consider(score, agent.state_dict, env_steps)
+
+    def spread(self) -> dict[str, Any]:
+        """How much is chance: the best score of each agent, their mean and standard deviation. Empty for one agent."""
+        scores = [best.score for best in self.bests]
+        if len(scores) == 1:
+            return {}
+        return {"scores": scores, "mean": statistics.fmean(scores), "std": statistics.stdev(scores)}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"bests": [best.state_dict() for best in self.bests]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for best, stored in zip(self.bests, state["bests"], strict=True):
+            best.load_state_dict(stored)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,9 +175,10 @@ def train_on_policy(
         num_envs=env.num_envs,
         private_dim=env.private_dim,
         action_dim=env.action_dim,
+        copies=agent.copies,
         device=env.device,
     )
-    num_envs = env.num_envs * agent.processes.size
+    num_envs = env.num_envs // agent.copies * agent.processes.size
     rounds = math.ceil(total_env_steps / (rollout_steps * num_envs))
     rates = LearningRates(agent.optimizer, learning_rate_schedule, session.rate_factor)
     done = {"rounds": 0}
@@ -201,7 +236,7 @@ def _values(agent: PPO, buffer: RolloutBuffer, observe: Observe) -> tuple[Tensor
             parts = zip(t.split(size), private.flatten(0, 1).split(size), strict=True)
             return torch.cat([agent.value(observe(*part)) for part in parts])
 
-        return in_parts(of, size=len(t)).view(shape)
+        return in_parts(of, size=len(t), together=agent.copies).view(shape)
 
     return values(t, buffer.private), values(t + 1, buffer.next_private)
 
@@ -233,7 +268,7 @@ def train_off_policy(
     What is normalised is stored as it was seen, and normalised by the statistics of the day when it is learned from.
     graphs: where the steps are captured.
     """
-    num_envs = env.num_envs * agent.processes.size
+    num_envs = env.num_envs // agent.copies * agent.processes.size
     rounds = math.ceil(total_env_steps / num_envs)
     rates = LearningRates(agent.optimizer, learning_rate_schedule, session.rate_factor)
     window = NStepWindow(n_step, agent.gamma)

@@ -179,12 +179,17 @@ class UnifiedTrainingManager:
         if isinstance(self.config.env, schema.GymnasiumConfig):
             describe_task(self.config.env.id)
             assert isinstance(self.config.model, schema.AgentModel)
-            self._check_shares(self.config.model)
+            self._check_shares(self.config.stage, self.config.model)
 
-    def _check_shares(self, model: schema.AgentModel) -> None:
+    def _check_shares(self, stage: schema.StageConfig, model: schema.AgentModel) -> None:
         """Raises ConfigError where the work of an agent cannot be divided among the processes."""
         share(model.num_envs, "model.num_envs", self.processes)
         share(model.batch_size, "model.batch_size", self.processes)
+        if self.processes > 1 and isinstance(stage, schema.RlStage) and stage.copies > 1:
+            raise ConfigError(
+                f"stage.copies={stage.copies} is for one process, and the run is one of {self.processes}",
+                "use stage.copies=1, or one process",
+            )
 
     def _check_plan(self, dataset: MarketDataset, plan: Plan, prints: list[str]) -> None:
         if len(set(prints)) > 1:
@@ -192,7 +197,7 @@ class UnifiedTrainingManager:
             raise DataError(f"the processes read different data: fingerprints {found}", "give all hosts the same file")
         for planned in plan.to_train:
             if isinstance(planned.model, schema.AgentModel):
-                self._check_shares(planned.model)
+                self._check_shares(planned.stage, planned.model)
         if self.stored:  # the plan was agreed to when the run began
             require_same_data(self.stored, dataset.bars.fingerprint)
         elif self.world.main:
@@ -403,7 +408,7 @@ class UnifiedTrainingManager:
         if isinstance(stage, schema.CnnLstmStage) and isinstance(model, schema.CnnLstmModel):
             return cnn_lstm.run(context, stage=stage, model=model)
         if isinstance(stage, schema.RlStage) and isinstance(model, schema.AgentModel):
-            return rl.run(context, model=model, forecaster=parents[0])
+            return rl.run(context, model=model, forecaster=parents[0], copies=stage.copies)
         if isinstance(stage, schema.HybridStage) and isinstance(model, schema.AgentModel):
             return hybrid.run(
                 context,

@@ -112,7 +112,8 @@ def train_gate(
             features=dataset.features,
             flat_action=0.0,
         )
-        best.consider(validate(context, policy, epoch), gate.state_dict, epoch)
+        (score,) = validate(context, [policy], epoch)
+        best.consider(score, gate.state_dict, epoch)
 
     done = {"epochs": 0}
     session = context.checkpoints.session("gate", generator)

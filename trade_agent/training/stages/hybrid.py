@@ -217,7 +217,8 @@ def run(
 
     def check(env_steps: int) -> None:
         policy = hybrid_policy(trained, joined, dataset.features)
-        best.consider(validate(context, policy, env_steps), state, env_steps)
+        (score,) = validate(context, [policy], env_steps)
+        best.consider(score, state, env_steps)
 
     session = context.checkpoints.session(f"hybrid {model.name}", generator)
     session.keep("best", best.state_dict, best.load_state_dict)

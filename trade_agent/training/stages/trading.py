@@ -1,7 +1,7 @@
 """What the trading stages share: the score on validation rows, the verdict on test rows, the outcome."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -37,14 +37,15 @@ def validation_sharpe(dataset: MarketDataset, policy: Policy) -> float:
     return backtest(dataset, policy, dataset.split.validation).metrics()["sharpe"]
 
 
-def validate(context: StageContext, policy: Policy, step: int) -> float:
-    """One validation check: hands every figure on to the watch of the run, returns the score.
+def validate(context: StageContext, policies: Sequence[Policy], step: int) -> list[float]:
+    """One validation check: returns the score of each policy, and tells the watch of the run every figure of the best.
 
     Raises TrialPrunedError where the run is a trial of a search that is not worth going on.
     """
-    metrics = context.world.agreed(backtest(context.dataset, policy, context.dataset.split.validation).metrics())
-    context.watch.validated(step, metrics)
-    return metrics["sharpe"]
+    rows = context.dataset.split.validation
+    figures = context.world.agreed([backtest(context.dataset, policy, rows).metrics() for policy in policies])
+    context.watch.validated(step, max(figures, key=lambda metrics: metrics["sharpe"]))
+    return [metrics["sharpe"] for metrics in figures]
 
 
 def train_rows(dataset: MarketDataset, window_bars: int) -> range:
@@ -78,7 +79,7 @@ def train_agent(
             series=dataset.series,
             rules=dataset.rules,
             rows=rows,
-            num_envs=context.world.share(model.num_envs, "model.num_envs"),
+            num_envs=context.world.share(model.num_envs, "model.num_envs") * agent.copies,
             episode_bars=context.episode_bars,
             reward_scale=model.reward_scale,
             generator=generator,
@@ -90,6 +91,9 @@ def train_agent(
     if compiled == "auto" and context.world.size > 1:
         compiled = False  # each process would choose for itself
         context.progress.say("  device.compile=auto: eager, of several processes each would choose for itself")
+    if compiled == "auto" and agent.copies > 1:
+        compiled = False
+        context.progress.say("  device.compile=auto: eager, the losses of several copies are not compiled")
     if compiled == "auto":
         steps = model.rollout_steps if isinstance(model, PpoModel) else TIMED_STEPS
         compiled = choose_compiled(
@@ -98,8 +102,9 @@ def train_agent(
             rounds=math.ceil(total_env_steps / (steps * model.num_envs)),
             progress=context.progress,
         )
-    # SAC and TD3 spend their time in products: compiled they lose. Statistics over several processes break the graph.
-    if compiled and isinstance(agent, PPO) and context.world.size == 1:
+    # SAC and TD3 spend their time in products: compiled they lose. Statistics over several processes break the graph,
+    # and so does a stack of copies.
+    if compiled and isinstance(agent, PPO) and context.world.size == 1 and agent.copies == 1:
         agent.compile_losses()
     return train_in(
         make_market(generator, compiled),
@@ -167,7 +172,7 @@ def _losses_of_noise(agent: Agent, rows: int, device: torch.device, compiled: bo
         scratch.compile_losses()
 
     def learn(ppo: PPO = scratch) -> None:
-        ppo.losses(batch)[0].backward()
+        ppo.objective(batch)[0].backward()
 
     return learn
 

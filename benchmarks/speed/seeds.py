@@ -1,0 +1,82 @@
+"""G15: agents of one configuration in one batch (`stage.copies`) against as many runs one after another.
+
+Whole training loops, their steps of the market included and their set-up left out. On a GPU both sides are captured.
+"""
+
+from functools import partial
+
+import torch
+from tensordict import TensorDict
+
+from benchmarks.speed.loops import ALGORITHMS, BATCH, agent_loop
+from benchmarks.speed.measure import Figure, in_turn
+from trade_agent.agents.base import transition_batch
+from trade_agent.agents.copies import agents_from_spec, members_of
+from trade_agent.training.compiling import seconds
+from trade_agent.training.graphs import CudaGraphs
+from trade_agent.training.models import agent_from_state
+from trade_agent.training.reinforcement import copy_state
+
+SEEDS, UPDATES, OBSERVATION = 16, 104, 16
+
+
+def measure(repeats: int) -> None:
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    for algorithm in ALGORITHMS:
+        seeds_in_one_batch(algorithm, seeds=SEEDS, updates=UPDATES, device=device, repeats=repeats)
+
+
+def seeds_in_one_batch(algorithm: str, *, seeds: int, updates: int, device: torch.device, repeats: int) -> None:
+    on_gpu = device.type == "cuda"
+    loop = partial(
+        agent_loop, algorithm, joint=False, updates=updates, device=device, graphs=CudaGraphs if on_gpu else None
+    )
+    ours, other = in_turn(
+        lambda: seconds(loop(copies=seeds).run), lambda: sum(seconds(loop().run) for _ in range(seeds)), repeats
+    )
+    Figure(
+        figure=f"G15 {seeds} {algorithm} agents in one batch, batch {BATCH} each",
+        unit="updates/s of all",
+        ours=seeds * updates / ours,
+        peer=seeds * updates / other,
+        peer_name="one after another",
+        ratio=other / ours,
+        target=8.0 if on_gpu else None,
+        agrees=losses_agree(algorithm, seeds, device),
+        device=device.type,
+        remark="" if on_gpu else "the target is one of a GPU",
+    ).print()
+
+
+def losses_agree(algorithm: str, seeds: int, device: torch.device) -> bool:
+    """Whether the metrics of an update are the mean of those of the agents by themselves, on the same batches."""
+    torch.manual_seed(0)
+    spec = {"name": algorithm, "observation_dim": OBSERVATION, "action_dim": 1}
+    stack = agents_from_spec(spec, seeds, device=device)
+    alone = [
+        agent_from_state({"spec": spec, "state": copy_state(one.state_dict())}, device) for one in members_of(stack)
+    ]
+    batch = stack.prepare(batch_of_noise(seeds * BATCH, device))
+    together = stack.backward(batch)
+    parts = [agent.backward(batch[index::seeds]) for index, agent in enumerate(alone)]
+    means = {name: torch.stack([metrics[name] for metrics in parts]).mean() for name in together}
+    return all(torch.allclose(value, means[name], rtol=1e-5, atol=1e-5) for name, value in together.items())
+
+
+def batch_of_noise(rows: int, device: torch.device) -> TensorDict:
+    """What any of the agents reads."""
+
+    def noise(*shape: int) -> torch.Tensor:
+        return torch.randn(rows, *shape, device=device)
+
+    batch = transition_batch(
+        observation=noise(OBSERVATION),
+        action=noise(1).tanh(),
+        reward=noise(),
+        next_observation=noise(OBSERVATION),
+        terminated=noise() < -1.0,
+    )
+    batch["raw"] = batch["action"].atanh()
+    for name in ("log_prob", "advantage", "value_target"):
+        batch[name] = noise()
+    return batch
