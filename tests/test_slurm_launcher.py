@@ -10,7 +10,7 @@ from hydra.core.config_store import ConfigStore
 
 from trade_agent.config.load import compose_config
 from trade_agent.errors import ConfigError
-from trade_agent.slurm import check_options, join_tasks
+from trade_agent.slurm import cancel_noted_jobs, check_options, job_note, join_tasks, note_job
 from trade_agent.training.launch import check_place
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -87,6 +87,34 @@ def test_what_a_job_asks_for_is_in_its_script_and_a_refusal_is_one_line(tmp_path
     }
     wanted |= {"partition=gpu", "account=lab", "constraint=a100"}
     assert wanted <= {line.removeprefix("#SBATCH --") for line in lines}
+
+
+QUEUE = '#!/bin/sh\necho "$@" >> "$ASKED"\ncat "$JOBS"\n'
+CANCEL = '#!/bin/sh\necho "$@" >> "$CANCELLED"\n: > "$JOBS"\n'
+
+
+@pytest.mark.parametrize(("logs", "cancelled"), [("sweep", ["12_3"]), ("another", []), (None, [])])
+def test_a_job_of_a_sweep_that_is_gone_is_cancelled_unless_its_number_is_that_of_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, logs: str | None, cancelled: list[str]
+) -> None:
+    """logs: the sweep in whose folder the job writes; None where it has ended."""
+    for name, text in (("squeue", QUEUE), ("scancel", CANCEL)):
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    files = {name: tmp_path / name.lower() for name in ("ASKED", "JOBS", "CANCELLED")}
+    for name, path in files.items():
+        path.touch()
+        monkeypatch.setenv(name, str(path))
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    note = job_note(tmp_path / "sweep/3")
+    cancel_noted_jobs([note])  # there is none
+    assert files["ASKED"].read_text() == ""
+    note_job(note, "12_3", logs=f"{tmp_path}/sweep/")
+    if logs:
+        files["JOBS"].write_text(f"{tmp_path / logs}/\n")
+    cancel_noted_jobs([note])
+    assert files["CANCELLED"].read_text().split() == cancelled
+    assert "--jobs=12_3" in files["ASKED"].read_text()
 
 
 TORCH = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")

@@ -11,7 +11,7 @@ from pathlib import Path
 from trade_agent.errors import ConfigError, StoppedError, TradeAgentError
 
 EXIT_OK, EXIT_FAILED, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 0, 1, 2, 130
-# What Hydra itself leaves in a run folder before any of our code runs.
+# What Hydra itself leaves in a run folder before any of our code runs. One with a lock is, or was, somebody's run.
 HYDRA_LEFTOVERS = {".hydra", "train.log"}
 
 

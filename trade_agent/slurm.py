@@ -8,6 +8,8 @@ several, are the processes that train its model together.
 import logging
 import os
 import shutil
+import subprocess
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,8 +17,9 @@ from typing import Any
 from hydra.core.singleton import Singleton
 from hydra.core.utils import JobReturn, JobStatus
 from hydra_plugins.hydra_submitit_launcher import submitit_launcher
-from omegaconf import read_write
+from omegaconf import open_dict, read_write
 
+from trade_agent import safe_io
 from trade_agent.console import exit_code_of
 from trade_agent.errors import ConfigError, JobError, PeerLostError
 from trade_agent.training.signals import EX_TEMPFAIL
@@ -56,7 +59,8 @@ class SlurmLauncher(submitit_launcher.SlurmLauncher):  # type: ignore[misc]
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> list[JobReturn]:
         """One result for each trial, in their order; FAILED where a job ended without one.
 
-        Raises ConfigError where SLURM is absent or refuses the job. Who interrupts the sweep cancels its jobs.
+        Raises ConfigError where SLURM is absent or refuses the job. Who interrupts the sweep cancels its jobs; those of
+        one that was killed are cancelled by the next one that trains in the same folders.
         """
         from submitit.core.utils import FailedJobError
 
@@ -68,13 +72,21 @@ class SlurmLauncher(submitit_launcher.SlurmLauncher):  # type: ignore[misc]
             (list(overrides), "hydra.sweep.dir", number, f"job_id_for_{number}", Singleton.get_state())
             for number, overrides in enumerate(job_overrides, start=initial_job_idx)
         ]
+        notes = [
+            job_note(self._run_folder(overrides, number))
+            for number, overrides in enumerate(job_overrides, start=initial_job_idx)
+        ]
+        cancel_noted_jobs(notes)
+        executor = self._executor(folder)
         try:
-            jobs = self._executor(folder).map_array(self, *zip(*calls, strict=True))
+            jobs = executor.map_array(self, *zip(*calls, strict=True))
         except FailedJobError as error:
             reason = " ".join(str(error).split())
             raise ConfigError(f"SLURM refuses the job: {reason}", "see hydra.launcher in --cfg hydra") from error
         log.info(f"submitted {len(jobs)} jobs, {jobs[0].job_id} to {jobs[-1].job_id}, runs and logs in {folder}")
         try:
+            for note, job in zip(notes, jobs, strict=True):
+                note_job(note, job.job_id, logs=str(executor.folder).partition("%")[0])
             return [result_of(job) for job in jobs]
         except BaseException:
             for job in jobs:
@@ -88,6 +100,15 @@ class SlurmLauncher(submitit_launcher.SlurmLauncher):  # type: ignore[misc]
         with read_write(self.config.hydra):
             self.config.hydra.sweep.dir = str(folder)
         return folder
+
+    def _run_folder(self, overrides: Sequence[str], number: int) -> Path:
+        """The folder of a trial, as its job will find it."""
+        assert self.config is not None
+        assert self.hydra_context is not None
+        config = self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
+        with open_dict(config.hydra.job):
+            config.hydra.job.num = number
+        return Path(config.hydra.sweep.dir, str(config.hydra.sweep.subdir)).absolute()
 
     def _executor(self, folder: Path) -> Any:
         import submitit
@@ -143,6 +164,39 @@ def joined() -> JobReturn:
     done = JobReturn()
     done.status = JobStatus.COMPLETED
     return done
+
+
+def job_note(run: Path) -> Path:
+    """Where it is noted which job a sweep has submitted for a run: beside its folder, which the job itself makes."""
+    return run.parent / ".jobs" / f"{run.name}.json"
+
+
+def note_job(note: Path, job: str, *, logs: str) -> None:
+    """Note it for the next sweep. logs: how the paths of its logs begin."""
+    note.parent.mkdir(parents=True, exist_ok=True)
+    safe_io.write_json(note, {"job": job, "logs": logs})
+
+
+def cancel_noted_jobs(notes: Sequence[Path]) -> None:
+    """Cancel the jobs that a sweep which is gone has left, waiting or at work, and wait until they have ended.
+
+    They would be at work in the folders of their runs when the next jobs for these start. Nobody waits for what comes
+    of them, and the next ones go on from their last checkpoints.
+    """
+    left = [noted for noted in (safe_io.read_json(note) for note in notes if note.is_file()) if in_queue(**noted)]
+    if not left:
+        return
+    jobs = [noted["job"] for noted in left]
+    log.warning(f"jobs of a sweep that is gone are cancelled, others go on with their runs: {', '.join(jobs)}")
+    subprocess.run(["scancel", *jobs], check=False)
+    while any(in_queue(**noted) for noted in left):
+        time.sleep(1.0)
+
+
+def in_queue(job: str, logs: str) -> bool:
+    """Whether a job waits or is at work. Numbers are given anew: the one meant is that with these logs."""
+    command = ["squeue", "--noheader", f"--jobs={job}", f"--Format=STDERR:{len(os.fsencode(logs))}"]
+    return logs in subprocess.run(command, capture_output=True, text=True).stdout.splitlines()
 
 
 def result_of(job: Any) -> JobReturn:

@@ -192,6 +192,25 @@ def test_a_job_whose_node_dies_goes_on_elsewhere_to_the_same_weights(
     assert at_rest[rank].node not in lab.call("scontrol", "show", "hostnames", only_job(lab)["NodeList"]).split()
 
 
+def test_a_sweep_that_was_killed_and_starts_again_goes_on_with_the_runs_of_its_jobs(lab: Lab, tmp_path: Path) -> None:
+    """One of them is at work then, and the other still waits."""
+    hold = Hold(tmp_path)
+    command = ("seed=1,2", EVERY_STEP, "hydra.launcher.array_parallelism=1")
+    killed = lab.sweep(tmp_path, *command, hold=hold)
+    at_rest = halted(lab, tmp_path, 1, hold)
+    killed.kill()
+    killed.communicate()
+    again = lab.sweep(tmp_path, *command)
+    until(lambda: told(at_rest[0].process, signal.SIGTERM), "the job at work to be cancelled")
+    go_on(at_rest)
+    code, errors = finish(again)
+    assert code == 0, errors
+    assert [job["JobState"] == "CANCELLED" for job in lab.jobs()].count(True) == 2
+    found = weights(tmp_path / "models")
+    assert sorted(found) == [1, 2]
+    assert found[1] == undisturbed(1)[1]
+
+
 def test_a_search_from_an_installed_wheel_runs_its_trials_as_jobs_of_two_tasks(lab: Lab, tmp_path: Path) -> None:
     command = [str(install_wheel(tmp_path) / "trade-agent"), "train", "cnn-lstm", "--optimize", "--"]
     command += [

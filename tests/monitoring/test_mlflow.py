@@ -10,8 +10,9 @@ import pytest
 
 pytest.importorskip("mlflow", reason="needs the extra mlflow")
 
+from trade_agent.config.load import compose_config, content, leaves, load_config
 from trade_agent.errors import ConfigError
-from trade_agent.training.monitoring.mlflow import BATCH, MlflowRun, require_mlflow
+from trade_agent.training.monitoring.mlflow import BATCH, PARAM_LENGTH, PARAMS, MlflowRun, require_mlflow
 from trade_agent.training.monitoring.watch import Watch
 
 WAIT = 300.0  # seconds; a busy machine is no failure
@@ -36,7 +37,7 @@ def runs(uri: str, run_id: str) -> list[Any]:
 
 @pytest.mark.slow
 def test_every_metric_arrives(database: str) -> None:
-    run = MlflowRun(database, run_id="every", stage="sac")
+    run = MlflowRun(database, run_id="every", stage="sac", params={})
     for step in range(2 * BATCH):  # more than one batch, and a rest
         run.write(step, {"loss": float(step)})
     run.close(finished=True)
@@ -48,16 +49,40 @@ def test_every_metric_arrives(database: str) -> None:
 @pytest.mark.slow
 def test_a_run_that_goes_on_goes_on_with_its_own(database: str) -> None:
     for step, finished in ((1, False), (2, True)):
-        run = MlflowRun(database, run_id="again", stage="sac")
+        run = MlflowRun(database, run_id="again", stage="sac", params={})
         run.write(step, {"loss": float(step)})
         assert [found.info.status for found in runs(database, "again")] == ["RUNNING"]
         run.close(finished=finished)
         [found] = runs(database, "again")
         assert found.info.status == ("FINISHED" if finished else "FAILED")
     assert found.losses == [(1, 1.0), (2, 2.0)]
-    other = MlflowRun(database, run_id="again", stage="hybrid_sac")  # another stage of the same run is another one
+    other = MlflowRun(database, run_id="again", stage="hybrid_sac", params={})  # another stage is another one
     other.close(finished=True)
     assert len(runs(database, "again")) == 2
+
+
+@pytest.mark.slow
+def test_the_settings_of_a_run_arrive_once_and_whole(database: str, caplog: pytest.LogCaptureFixture) -> None:
+    params = dict(leaves(content(load_config(compose_config(["stage=ensemble"])))))
+    assert len(params) > PARAMS  # more than MLflow takes at once
+    params["note"] = "n" * (PARAM_LENGTH + 1)
+    for seconds in (300.0, 60.0):  # one of the settings that may change when a run goes on
+        run = MlflowRun(database, run_id="settings", stage="sac", params=params | {"device.timeout_seconds": seconds})
+        run.close(finished=True)
+    [found] = runs(database, "settings")
+    sent = {name.replace("+", "_"): str(value)[:PARAM_LENGTH] for name, value in params.items()}  # the grade B+
+    assert found.data.params == sent
+    assert "does not take" not in caplog.text
+
+
+@pytest.mark.slow
+def test_settings_that_are_refused_cost_one_line_and_no_metric(database: str, caplog: pytest.LogCaptureFixture) -> None:
+    run = MlflowRun(database, run_id="refused", stage="sac", params={"n" * 1000: 1})
+    run.write(1, {"loss": 1.0})
+    run.close(finished=True)
+    [found] = runs(database, "refused")
+    assert (found.losses, found.data.params) == ([(1, 1.0)], {})
+    assert caplog.text.count("MLflow does not take the settings of the run: ") == 1
 
 
 @pytest.mark.parametrize("address", ["http://127.0.0.1:9", "nonsense:/user:secret@host", "{folder}"])
@@ -119,7 +144,7 @@ def test_a_server_that_hangs_holds_up_no_training_and_is_named_once(
 ) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    run = MlflowRun(server.url, run_id="r1", stage="sac")
+    run = MlflowRun(server.url, run_id="r1", stage="sac", params={})
     watch = Watch(sinks=[run])
     server.hang.set()
     batch = {f"metric_{number}": 1.0 for number in range(BATCH)}

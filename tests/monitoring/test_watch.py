@@ -88,7 +88,7 @@ def test_without_anything_it_does_nothing() -> None:
 def test_the_sinks_are_those_of_the_config(tmp_path: Path) -> None:
     def kinds(*overrides: str) -> list[str]:
         config: MonitoringConfig = load_config(compose_config(overrides)).monitoring
-        sinks = open_sinks(config, stage="sac", folder=tmp_path, run_id="r1")
+        sinks = open_sinks(config, stage="sac", folder=tmp_path, run_id="r1", params={})
         for sink in sinks:
             sink.close(finished=True)
         return [type(sink).__name__ for sink in sinks]
@@ -124,7 +124,7 @@ def test_a_place_that_cannot_be_opened_any_more_is_named_and_the_others_are_writ
 ) -> None:
     (tmp_path / "file").write_text("in the way", encoding="utf-8")
     config = load_config(compose_config([f"monitoring.prometheus={tmp_path}/file/prometheus"])).monitoring
-    sinks = open_sinks(config, stage="sac", folder=tmp_path, run_id="r1")
+    sinks = open_sinks(config, stage="sac", folder=tmp_path, run_id="r1", params={})
     assert [type(sink).__name__ for sink in sinks] == ["MetricLines", "TensorBoardEvents"]
     assert "the metrics of sac go without one of their places" in caplog.text
     assert f"{tmp_path}/file" in caplog.text

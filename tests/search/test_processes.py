@@ -14,6 +14,7 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
+from trade_agent.config.quoting import quoted
 from trade_agent.search.studies import create_study, load_study, open_storage
 from trade_agent.training.model_registry import ModelRegistry
 
@@ -35,16 +36,25 @@ def start(folder: Path, *overrides: str, path: Path = ROOT) -> subprocess.Popen[
     )
 
 
-def study(folder: Path) -> optuna.Study:
-    return load_study(f"journal:///{folder}/outputs/studies.journal", "cnn_lstm")
+def journal(folder: Path) -> str:
+    return f"journal:///{folder}/outputs/studies.journal"
 
 
-def weights(folder: Path) -> dict[tuple[tuple[str, object], ...], str]:
+@pytest.fixture(params=["journal", "postgresql"])
+def storage(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    return journal(tmp_path) if request.param == "journal" else request.getfixturevalue(request.param)
+
+
+def study(folder: Path, storage: str = "") -> optuna.Study:
+    return load_study(storage or journal(folder), "cnn_lstm")
+
+
+def weights(folder: Path, storage: str = "") -> dict[tuple[tuple[str, object], ...], str]:
     """Digest of the weights of every registered forecaster, by the settings that the study chose for it."""
     records = ModelRegistry(folder / "models").find("cnn_lstm", lambda record: True)
     digests = {record.run_id: record.weights_sha256 for record in records}
     found = {}
-    for trial in study(folder).trials:
+    for trial in study(folder, storage).trials:
         run = json.loads((Path(trial.user_attrs["folder"]) / "run.json").read_text())["run_id"]
         found[tuple(sorted(trial.params.items()))] = digests[f"{run}-cnn_lstm"]
     return found
@@ -91,15 +101,15 @@ def signal_in_second_trial(folder: Path, name: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.distributed
-def test_sweeps_that_are_killed_go_on_by_the_same_command(tmp_path: Path) -> None:
+def test_sweeps_that_are_killed_go_on_by_the_same_command(tmp_path: Path, storage: str) -> None:
     """Two sweeps on one study are killed in a trial: none is lost or had twice."""
     signal_in_second_trial(tmp_path, "SIGKILL")
-    six = ("hydra.sweeper.n_trials=6", "hydra.sweeper.pruner=none")
+    six = ("hydra.sweeper.n_trials=6", "hydra.sweeper.pruner=none", f"hydra.sweeper.storage={quoted(storage)}")
     sweeps = [start(tmp_path, *six, path=tmp_path) for _ in range(2)]
     for sweep in sweeps:
         output, _ = sweep.communicate(timeout=WAIT)
         assert sweep.returncode == -signal.SIGKILL, output
-    before = study(tmp_path).trials
+    before = study(tmp_path, storage).trials
     finished = {trial.number: trial.values for trial in before if trial.state == TrialState.COMPLETE}
     # The one that lived longer may have gone on with the trial of the other one.
     cut_off = [trial.number for trial in before if trial.state == TrialState.RUNNING]
@@ -111,11 +121,11 @@ def test_sweeps_that_are_killed_go_on_by_the_same_command(tmp_path: Path) -> Non
     assert again.returncode == 0, output
     for number in cut_off:
         assert f"trial {number} was left running by a sweep that is gone: it goes on" in output
-    after = study(tmp_path).trials
+    after = study(tmp_path, storage).trials
     assert [trial.state for trial in after] == [TrialState.COMPLETE] * 6
     assert finished.items() <= {trial.number: trial.values for trial in after}.items()
     assert [trial.params for trial in after[: len(before)]] == [trial.params for trial in before]
-    assert len(set(weights(tmp_path).values())) == 6
+    assert len(set(weights(tmp_path, storage).values())) == 6
 
 
 @pytest.mark.slow

@@ -25,9 +25,10 @@ from trade_agent.config.load import compose_config, load_config
 from trade_agent.config.schema import EnsembleModel
 from trade_agent.errors import ConfigError, PeerLostError
 from trade_agent.networks.cnn_lstm import CNNLSTM
+from trade_agent.training import distributed
 from trade_agent.training.checkpoint import Checkpoints
 from trade_agent.training.dataset import build_dataset, load_data
-from trade_agent.training.distributed import World, choose_backend
+from trade_agent.training.distributed import World, announced, choose_backend, find_world
 from trade_agent.training.learner import minibatch
 from trade_agent.training.models import Forecaster
 from trade_agent.training.progress import ProgressReporter
@@ -335,6 +336,22 @@ def lose_the_other(rank: int, folder: str) -> None:
 @pytest.mark.distributed
 def test_who_waits_for_a_dead_process_is_told_so(tmp_path: Path) -> None:
     multiprocessing.spawn(lose_the_other, args=(str(tmp_path),), nprocs=2)
+
+
+@pytest.mark.parametrize(("rank", "step"), [("0", lambda: find_world(3600.0)), ("1", announced)])
+def test_processes_wait_for_each_other_to_start_as_long_whatever_the_config_says(
+    monkeypatch: pytest.MonkeyPatch, rank: str, step: Callable[[], Any]
+) -> None:
+    """The first one for the other, and the other for what the first one announces. Here neither comes."""
+    store = dist.TCPStore("127.0.0.1", 0, 2, is_master=True, wait_for_workers=False)  # as the agent of torchrun has
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "RANK": rank, "WORLD_SIZE": "2"}
+    for name, value in (place | {"TORCHELASTIC_USE_AGENT_STORE": "True"}).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(distributed, "MEETING_SECONDS", 1.0)
+    monkeypatch.setattr(distributed, "meeting_place", functools.cache(distributed.meeting_place.__wrapped__))
+    with pytest.raises(PeerLostError, match="another process of this run died or cannot be reached"):
+        step()
+    assert not dist.is_initialized()
 
 
 @pytest.mark.parametrize(("gpus", "backend"), [(0, "gloo"), (1, "gloo"), (2, "cpu:gloo,cuda:nccl")])

@@ -12,11 +12,15 @@ from tests.training.test_distributed import ACCOUNT, ROWS, double, hybrid_batch,
 from trade_agent.agents.builders import agent_from_spec
 from trade_agent.agents.ppo import PPO
 from trade_agent.agents.rollout import RolloutBuffer
+from trade_agent.envs.batched import TrainingMarket
+from trade_agent.envs.rules import MarketRules
+from trade_agent.envs.series import MarketSeries
 from trade_agent.networks.cnn_lstm import CNNLSTM
 from trade_agent.networks.encoders import WindowEncoder
 from trade_agent.training import reinforcement, supervised
 from trade_agent.training.checkpoint import no_checkpoints
 from trade_agent.training.distributed import World
+from trade_agent.training.interaction import Interaction
 from trade_agent.training.learner import Learner
 from trade_agent.training.memory import accumulate, is_out_of_memory
 from trade_agent.training.supervised import (
@@ -193,6 +197,28 @@ def test_the_values_of_a_rollout_that_does_not_fit_are_the_same_in_smaller_block
         assert mine.shape == (6, 5)
         torch.testing.assert_close(mine, theirs, rtol=0.0, atol=1e-12)
     assert [record.args for record in caplog.records] == [(30, 15), (15, 8)] * 2
+
+
+def test_steps_whose_observations_do_not_fit_are_the_same_in_smaller_blocks(
+    series: MarketSeries, rules: MarketRules, caplog: pytest.LogCaptureFixture
+) -> None:
+    def observe(t: torch.Tensor, private: torch.Tensor) -> torch.Tensor:
+        return torch.cat((t.unsqueeze(1) / 100.0, private), dim=-1)
+
+    def steps(observe: Callable[..., torch.Tensor]) -> list[torch.Tensor]:
+        torch.manual_seed(3)
+        generator = torch.Generator().manual_seed(1)
+        env = TrainingMarket(
+            series=series, rules=rules, rows=range(10, 60), num_envs=6, episode_bars=7, reward_scale=1.0,
+            generator=generator,
+        )  # fmt: skip
+        spec = {"name": "sac", "observation_dim": 1 + env.private_dim, "action_dim": env.action_dim}
+        interact = Interaction(agent_from_spec(spec | {"hidden_dims": [8]}), env, observe, generator)
+        return [tensor for _ in range(3) for made in interact(False) for tensor in made]
+
+    whole, parts = steps(observe), steps(short(observe, most=2))
+    assert all(map(torch.equal, whole, parts))
+    assert [record.args for record in caplog.records] == [(6, 3), (3, 2)]  # once, not in every step
 
 
 def test_what_does_not_fit_row_by_row_is_the_error_of_the_allocator() -> None:

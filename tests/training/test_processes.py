@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -97,7 +98,8 @@ def test_workers_that_die_too_often_leave_the_cause_and_the_command_that_goes_on
     said = "worker 1 was ended by SIGKILL"
     assert failed.stderr.splitlines()[-1].startswith(f"error: {said}; see ")
     error = json.loads((folder / "run/error.json").read_text())
-    assert (error["message"], error["remedy"]) == (said, "if memory was short, lower model.num_envs")
+    assert (error["stage"], error["message"]) == ("cnn_lstm", said)
+    assert error["remedy"] == "if memory was short, lower model.num_envs"
     assert error["resume"] == f"python train.py resume={folder / 'run'}"
     done = python(TRAIN, "resume=run", cwd=folder)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -173,10 +175,8 @@ def test_a_model_of_several_processes_knows_its_search(tmp_path: Path) -> None:
     assert json.loads(path.read_text())["study"] == "cnn_lstm"
 
 
-def test_workers_stop_when_who_started_them_is_killed(tmp_path: Path) -> None:
-    whole = python(TRAIN, *FORECASTER, "device.processes=2", cwd=tmp_path / "whole")
-    assert whole.returncode == 0, whole.stderr[-3000:]
-    folder = tmp_path / "killed"
+def held_in_training(folder: Path) -> tuple[subprocess.Popen[bytes], Hold]:
+    """What `device.processes` has started, with both workers waiting in the midst of it. Its output is in log."""
     folder.mkdir()
     hold = Hold(folder)
     environment = os.environ | {"PYTHONPATH": f"{ROOT}:{hold.path}", "OMP_NUM_THREADS": "1"}
@@ -184,6 +184,22 @@ def test_workers_stop_when_who_started_them_is_killed(tmp_path: Path) -> None:
     with open(folder / "log", "wb") as log:  # no pipe, which the workers would keep open
         starter = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log)
     until(lambda: hold.reached(2), "both to train")
+    return starter, hold
+
+
+def test_a_signal_is_told_once(tmp_path: Path) -> None:
+    starter, hold = held_in_training(tmp_path / "stopped")
+    starter.send_signal(signal.SIGTERM)
+    hold.release()
+    assert starter.wait(timeout=600) == 143
+    assert (tmp_path / "stopped/log").read_text().count("stopped by SIGTERM") == 1
+
+
+def test_workers_stop_when_who_started_them_is_killed(tmp_path: Path) -> None:
+    whole = python(TRAIN, *FORECASTER, "device.processes=2", cwd=tmp_path / "whole")
+    assert whole.returncode == 0, whole.stderr[-3000:]
+    folder = tmp_path / "killed"
+    starter, hold = held_in_training(folder)
     starter.kill()
     starter.wait()
     hold.release()

@@ -4,7 +4,9 @@ a run that had none."""
 import contextlib
 import json
 import logging
+import os
 import resource
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,8 @@ from tests.training.test_checkpoint import StopAt
 from trade_agent.errors import ConfigError, DataError, StoppedError, TradeAgentError, TrainingDivergedError
 from trade_agent.registry.store import ModelRegistry
 from trade_agent.training import reinforcement
+from trade_agent.training.checkpoint import stage_under_way
+from trade_agent.training.launch import failed_worker
 from trade_agent.training.results import TrainingResult
 from trade_agent.training.resume import locked
 from trade_agent.training.run_log import run_log
@@ -236,6 +240,29 @@ def test_what_a_run_logs_is_in_one_file_before_and_after_it_was_stopped(
     assert whole.count("INFO trade_agent.alerts: plateau cannot fire in cnn_lstm") == 2
     logging.getLogger("trade_agent").warning("of something else")
     assert (folder / "train.log").read_text(encoding="utf-8") == whole
+
+
+def test_the_error_of_a_killed_worker_names_the_stage_that_was_under_way(
+    load: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where it had written nothing yet, and an error of another stage is there from before."""
+    folder = tmp_path / "run"
+    (folder / "checkpoints/sac").mkdir(parents=True)
+    (folder / "checkpoints/sac/stage.json").write_text("{}", encoding="utf-8")
+    os.utime(folder / "checkpoints/sac/stage.json", (0, 0))
+    (folder / "error.json").write_text('{"stage": "sac"}', encoding="utf-8")
+
+    def killed(*context: Any, **settings: Any) -> None:
+        raise KeyboardInterrupt  # as little is done about it as about SIGKILL
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cnn_lstm, "run", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run_config(load(tmp_path, *FORECASTER), run_dir=folder, quiet=True)
+    assert failed_worker(folder, 1, -signal.SIGKILL).message == "worker 1 was ended by SIGKILL"
+    assert error_of(folder)["stage"] == "cnn_lstm"
+    resume_run(folder, quiet=True)
+    assert stage_under_way(folder) == "sac"
 
 
 def test_a_line_of_the_log_waits_for_the_folder_and_makes_none(tmp_path: Path) -> None:

@@ -50,7 +50,7 @@ def run(folder: Path, *overrides: str) -> ReferenceResult:
 def test_a_task_is_trained_and_evaluated_and_nothing_is_registered(tmp_path: Path, model: str) -> None:
     result = run(tmp_path, f"model={model}")
     folder = tmp_path / "run"
-    assert sorted(path.name for path in folder.iterdir()) == sorted([*result.artefacts, "result.json"])
+    assert sorted(path.name for path in folder.iterdir()) == sorted([*result.artefacts, "result.json", "lock"])
     stored = json.loads((folder / "result.json").read_text())
     assert stored["objective"]["value"] == result.metrics["mean_return"]
     assert [steps for steps, _ in result.checks][-1] == result.env_steps >= 240

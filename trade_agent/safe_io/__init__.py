@@ -12,6 +12,7 @@ checks first, so that every file the project writes can be read back.
     tensors       dicts of tensors to .pth bytes and back
     arrays        dicts of numpy arrays to .pkl bytes and back
     weights       digests of tensors
+    locks         who may write: one process at a time
 
 Importing this package imports neither torch nor numpy: listing models must stay quick.
 """

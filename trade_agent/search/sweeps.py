@@ -6,30 +6,19 @@ one around making a study and asking for trials, and one that every sweep holds 
 """
 
 import contextlib
-import fcntl
-import os
 import socket
 import uuid
-from collections.abc import Iterator
 from pathlib import Path
 
 import optuna
 from optuna.trial import FrozenTrial, Trial, TrialState
 
+from trade_agent.safe_io.locks import RUN, held, locked
 from trade_agent.search.studies import file_of
 
 SWEEP = "sweep"  # user attribute of a trial: the sweep that asked for it
 FOLDER = "folder"  # user attribute: where its run is, which it keeps when another sweep goes on with it
 KILLED = "killed"  # user attribute: how often its sweep was killed while it was trained
-
-
-@contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold the lock `path`, waiting for it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 class Sweeps:
@@ -49,7 +38,7 @@ class Sweeps:
         self._held = contextlib.ExitStack()
 
     def __enter__(self) -> "Sweeps":
-        self._held.enter_context(locked(self._path(self.own)))
+        self._held.enter_context(locked(self._path(self.own), wait=True))
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -57,7 +46,7 @@ class Sweeps:
         self._held.close()
 
     def asking(self) -> contextlib.AbstractContextManager[None]:
-        return locked(self.folder / "asking.lock")
+        return locked(self.folder / "asking.lock", wait=True)
 
     def alive(self, sweep: str) -> bool:
         """Whether a sweep is at work, as far as can be told. One that was killed leaves a lock that nobody holds."""
@@ -71,21 +60,6 @@ class Sweeps:
 
     def _path(self, sweep: str) -> Path:
         return self.folder / f"{sweep.rpartition('#')[2]}.lock"
-
-
-def held(path: Path) -> bool:
-    """Whether a process holds the lock of a file or folder."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY)
-    except FileNotFoundError:
-        return False
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(descriptor)
-    return False
 
 
 def put_back(study: optuna.Study, trial: FrozenTrial | Trial) -> None:
@@ -102,7 +76,7 @@ def put_back_dead(study: optuna.Study, sweeps: Sweeps, *, max_restarts: int) -> 
     lines = []
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
         folder = Path(trial.user_attrs.get(FOLDER, ""))
-        if sweeps.alive(trial.user_attrs.get(SWEEP, "")) or (folder.is_absolute() and held(folder)):
+        if sweeps.alive(trial.user_attrs.get(SWEEP, "")) or (folder.is_absolute() and held(folder / RUN)):
             continue
         killed = trial.user_attrs.get(KILLED, 0) + int(folder.is_absolute() and folder.is_dir())
         Trial(study, trial._trial_id).set_user_attr(KILLED, killed)

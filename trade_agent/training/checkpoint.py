@@ -29,14 +29,14 @@ from trade_agent.training.signals import StopFlag
 
 log = logging.getLogger(__name__)
 KEPT = 2
-STAGE = "stage.json"
+FOLDER, STAGE = "checkpoints", "stage.json"
 _FILE = re.compile(r"(?P<piece>.+)-(?P<number>\d{6})-(?P<sha>[0-9a-f]{16})\.pth")
 
 
 class Checkpoints:
     """The checkpoints of one stage, and what else of it outlives a process: `stage.json` in the same folder.
 
-    folder: made when the first one is written; None keeps no checkpoints. every_seconds: between two of a piece; 0
+    folder: made when something is first written; None keeps no checkpoints. every_seconds: between two of a piece; 0
     writes at every boundary. stop: asks every boundary for a last checkpoint and the end. world: every process writes
     its own part of a checkpoint, and takes up the newest of which all parts are whole.
 
@@ -93,6 +93,12 @@ def _past(folder: Path | None) -> dict[str, Any]:
         except RegistryError as error:
             log.warning("%s is passed over: %s", folder / STAGE, error)
     return {"retries": 0, "seconds": 0.0}
+
+
+def stage_under_way(run_dir: Path) -> str:
+    """Which stage of a run was begun last and is not finished: it has a folder of checkpoints. Empty for none."""
+    begun = list((run_dir / FOLDER).glob(f"*/{STAGE}"))
+    return max(begun, key=lambda path: path.stat().st_mtime_ns).parent.name if begun else ""
 
 
 def no_checkpoints() -> Checkpoints:

@@ -24,8 +24,10 @@ from trade_agent.agents.normalisers import RunningMoments
 from trade_agent.errors import ConfigError, PeerLostError, TradeAgentError
 
 T = TypeVar("T")
-ANNOUNCED = "run"  # key of the store by which the processes meet
-MEETING_SECONDS = 600.0  # how long the others wait for the first one to compose its config, whatever that says
+ANNOUNCED, HERE = "run", "here"  # keys of the store by which the processes meet
+# How long processes wait until all have met, whatever the config says: imports from a shared disk may be slow, and only
+# the first one has a config before it tells the others.
+MEETING_SECONDS = 600.0
 
 
 @contextlib.contextmanager
@@ -207,19 +209,18 @@ def announced() -> dict[str, Any]:
 def find_world(timeout_seconds: float = MEETING_SECONDS) -> World:
     """The world that torchrun or SLURM made this process part of, or one alone.
 
-    timeout_seconds: how long a process waits for another before it ends with an error.
+    timeout_seconds: how long a process waits for another, once they have met, before it ends with an error.
     """
     if not is_worker():
         return World()
     if not dist.is_initialized():
+        rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
         with with_the_others():
-            dist.init_process_group(
-                choose_backend(),
-                store=meeting_place(),
-                rank=int(os.environ["RANK"]),
-                world_size=int(os.environ["WORLD_SIZE"]),
-                timeout=datetime.timedelta(seconds=timeout_seconds),
-            )
+            store = meeting_place()
+            store.set(f"{HERE}{rank}", "")
+            store.wait([f"{HERE}{each}" for each in range(size)])
+            timeout = datetime.timedelta(seconds=timeout_seconds)
+            dist.init_process_group(choose_backend(), store=store, rank=rank, world_size=size, timeout=timeout)
     return World(dist.get_rank(), dist.get_world_size())
 
 

@@ -57,10 +57,6 @@ class TrainingErrorHandler:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             safe_io.write_json(self.path, self.describe(error))
 
-    def stage_before(self) -> str:
-        """Of which the error that was there before spoke: one of several processes knew it."""
-        return str(safe_io.parse_json(self.before, name="error.json")["stage"]) if self.before else self.stage
-
     def settle(self) -> None:
         """The run is done: what went wrong on the way is no news any more."""
         self.path.unlink(missing_ok=True)

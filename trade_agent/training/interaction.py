@@ -13,6 +13,7 @@ from trade_agent.agents.base import Action, Agent
 from trade_agent.envs.batched import BatchedEnv, Experience, TrainingMarket
 from trade_agent.training.graphs import Graphs, Replayed, Tensors
 from trade_agent.training.learner import Observe, tensors_of
+from trade_agent.training.memory import in_parts
 
 Interact = Callable[[bool], tuple[Action, Experience]]
 
@@ -38,12 +39,13 @@ class Interaction:
 
     def __init__(self, agent: Agent, env: BatchedEnv, observe: Observe, generator: torch.Generator) -> None:
         self.agent, self.env, self.observe, self.generator = agent, env, observe, generator
+        self.rows = env.num_envs  # of which the observations fit memory at once
 
     @torch.no_grad()
     def __call__(self, random: bool) -> tuple[Action, Experience]:
         """random: uniformly random actions in place of the agent's."""
         env = self.env
-        observation = self.observe(env.t, env.private)
+        observation = in_parts(self._observation, size=self.rows)
         if not self.agent.on_policy:
             self.agent.observation_normaliser.update(observation)
         if random:
@@ -54,6 +56,13 @@ class Interaction:
         seen = env.step(action.action)
         self.agent.reward_normaliser.update(seen.reward, seen.terminated | seen.truncated)
         return action, seen
+
+    def _observation(self, rows: int) -> Tensor:
+        """[N, O], made of so many rows at once."""
+        self.rows, t, private = rows, self.env.t, self.env.private
+        if rows >= len(t):
+            return self.observe(t, private)
+        return torch.cat([self.observe(*part) for part in zip(t.split(rows), private.split(rows), strict=True)])
 
 
 class CapturedInteraction:

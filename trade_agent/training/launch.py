@@ -14,6 +14,7 @@ from pathlib import Path
 from trade_agent.config.load import conf_dir
 from trade_agent.config.schema import DeviceConfig
 from trade_agent.errors import ConfigError, PeerLostError, TradeAgentError
+from trade_agent.training.checkpoint import stage_under_way
 from trade_agent.training.device import threads_of_each
 from trade_agent.training.error_handler import TrainingErrorHandler
 from trade_agent.training.resume import resume_command
@@ -106,7 +107,7 @@ def failed_worker(run_dir: Path, rank: int, code: int) -> TradeAgentError:
     if code < 0:  # it had no time to say what happened
         error.remedy = "if memory was short, lower model.num_envs"
         handler = TrainingErrorHandler(run_dir, resumed=True)
-        handler.stage = handler.stage_before()
+        handler.stage = stage_under_way(run_dir) or handler.stage
         handler.write(error)
     seen = f"see {run_dir}/error.json" if (run_dir / "error.json").exists() else "see its message above"
     error.remedy = f"{seen}; go on with: {resume_command(run_dir)}"

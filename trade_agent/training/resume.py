@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import fcntl
 import os
 import shlex
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ from trade_agent.config.load import FREE_SETTINGS, content, from_snapshot, leave
 from trade_agent.config.schema import TrainingConfig
 from trade_agent.errors import ConfigError, DataError
 from trade_agent.registry.metadata import check_config
+from trade_agent.safe_io import locks
 
 CONFIG, RESULT = "config.json", "result.json"
 
@@ -135,17 +135,10 @@ def stored_config(run_dir: Path) -> TrainingConfig:
 
 @contextlib.contextmanager
 def locked(run_dir: Path) -> Iterator[None]:
-    """Hold the folder of a run for this process. Raises ConfigError when another one works in it.
-
-    The system lets go of the lock when the process ends, however it ends; the descriptor is not handed to others.
-    """
-    run_dir.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(run_dir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
+    """Hold the folder of a run for this process. Raises ConfigError when another one works in it."""
+    with contextlib.ExitStack() as own:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            own.enter_context(locks.locked(run_dir / locks.RUN, wait=False))
         except BlockingIOError as error:
             raise ConfigError(f"another process is at work in {run_dir}", "wait for it, or stop it") from error
         yield
-    finally:
-        os.close(descriptor)

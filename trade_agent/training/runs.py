@@ -15,12 +15,14 @@ from trade_agent.config.load import from_snapshot, snapshot
 from trade_agent.config.schema import TrainingConfig
 from trade_agent.errors import StoppedError
 from trade_agent.search.trial import StudyTrial
+from trade_agent.training.checkpoint import FOLDER
 from trade_agent.training.distributed import announce, announced, find_world, is_announced, is_worker
 from trade_agent.training.launch import check_place, launch
 from trade_agent.training.reference import ReferenceResult
 from trade_agent.training.results import TrainingResult
 from trade_agent.training.resume import RESULT, holds_run, stored_config, where_it_began
 from trade_agent.training.run_log import run_log
+from trade_agent.training.signals import has_starter
 from trade_agent.training.unified_manager import UnifiedTrainingManager
 
 
@@ -77,15 +79,16 @@ def join_run() -> None:
         find_world().leave()
         return
     with contextlib.chdir(run["folder"]):
-        manager = UnifiedTrainingManager(from_snapshot(run["config"]), run_dir=Path(run["run_dir"]), quiet=True)
-        try:
-            _train(manager)
-        except StoppedError as error:  # the first one says so
-            raise SystemExit(error.exit_code) from error
+        _train(UnifiedTrainingManager(from_snapshot(run["config"]), run_dir=Path(run["run_dir"]), quiet=True))
 
 
 def _train(manager: UnifiedTrainingManager) -> TrainingResult | ReferenceResult:
-    result = manager.run()
+    try:
+        result = manager.run()
+    except StoppedError as error:
+        if manager.world.main and not has_starter():
+            raise
+        raise SystemExit(error.exit_code) from error  # the first one says so, or who started it
     if manager.world.main:
         print(result.headline)
     manager.world.leave()
@@ -102,7 +105,7 @@ def finished_result(run_dir: Path) -> TrainingResult | ReferenceResult:
     """The result of a run that has ended, and say so; what a process that was killed then has left is removed."""
     result = read_result(run_dir)
     (run_dir / "error.json").unlink(missing_ok=True)
-    shutil.rmtree(run_dir / "checkpoints", ignore_errors=True)
+    shutil.rmtree(run_dir / FOLDER, ignore_errors=True)
     print(f"the run in {run_dir} is finished: nothing is left to do", file=sys.stderr)
     print(result.headline)
     call_off()

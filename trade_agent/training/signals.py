@@ -88,6 +88,11 @@ def stop_with_parent() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
 
+def has_starter() -> bool:
+    """Whether `device.processes` started this process, and who did lives."""
+    return os.environ.get(PARENT) == str(os.getppid())
+
+
 @contextlib.contextmanager
 def stop_on_signals(flag: StopFlag) -> Iterator[None]:
     """Let SIGTERM, SIGINT and SIGUSR1 set the flag, and put the handlers before them back at the end.

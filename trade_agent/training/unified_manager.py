@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import torch
 
 from trade_agent.config import schema
+from trade_agent.config.load import content, leaves
 from trade_agent.config.schema import TrainingConfig
 from trade_agent.envs.gymnasium_tasks import describe_task
 from trade_agent.errors import ConfigError, DataError, TrainingDivergedError, TrialPrunedError
@@ -20,7 +21,7 @@ from trade_agent.registry.metadata import ModelMetadata
 from trade_agent.registry.signing import Signing
 from trade_agent.registry.store import ModelRegistry
 from trade_agent.search.trial import StudyTrial
-from trade_agent.training.checkpoint import Checkpoints
+from trade_agent.training.checkpoint import FOLDER, Checkpoints
 from trade_agent.training.dataset import MarketDataset, build_dataset, load_data
 from trade_agent.training.device import DeviceManager
 from trade_agent.training.distributed import find_world, share
@@ -254,7 +255,15 @@ class UnifiedTrainingManager:
             return contextlib.nullcontext(Watch())
         if self.world.size > 1:
             trial = None  # pruned by itself it would leave the others waiting
-        return watching(config.monitoring, stage=stage, score=score, folder=folder, run_id=config.run_id, trial=trial)
+        return watching(
+            config.monitoring,
+            stage=stage,
+            score=score,
+            folder=folder,
+            run_id=config.run_id,
+            params=dict(leaves(content(config))),
+            trial=trial,
+        )
 
     def _train_stages(self, dataset: MarketDataset, plan: Plan) -> TrainingResult:
         """Train and register what the plan finds missing."""
@@ -355,18 +364,20 @@ class UnifiedTrainingManager:
                 self.progress.say(f"  device: {self.devices.device} ({self.devices.reason})")
 
     def _checkpoints(self, key: str) -> Checkpoints:
-        """Those of one stage of this run."""
-        return Checkpoints(
-            self.run_dir / "checkpoints" / key,
+        """Those of one stage of this run, of which the folder now says that it is under way."""
+        checkpoints = Checkpoints(
+            self.run_dir / FOLDER / key,
             every_seconds=self.config.trainer.checkpoint_seconds,
             stop=self.stop,
             world=self.world,
         )
+        checkpoints.note()
+        return checkpoints
 
     def _cut_off(self) -> set[str]:
         """Run ids of stages that an earlier process may have registered without coming to their end, which is the
         removal of their checkpoints: they go through their end once more, and register nothing a second time."""
-        folder = self.run_dir / "checkpoints"
+        folder = self.run_dir / FOLDER
         if not self.stored or not folder.is_dir():
             return set()
         return {stage_run_id(self.config, path.name) for path in folder.iterdir()}

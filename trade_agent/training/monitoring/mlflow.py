@@ -1,6 +1,8 @@
 """Metrics to an MLflow server or database: the extra `mlflow`."""
 
+import logging
 import os
+import re
 import time
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -8,8 +10,12 @@ from typing import Any
 
 from trade_agent.errors import ConfigError
 
+log = logging.getLogger(__name__)
 EXPERIMENT = "trade_agent"
 BATCH = 100  # metrics that are sent together: every call is a request
+# What every version of MLflow takes: parameters in one call, and characters of one.
+PARAMS, PARAM_LENGTH = 100, 500
+NOT_IN_NAMES = re.compile(r"[^/\w.\- :]")
 # MLflow would try for minutes. With these a server that is gone is told so in seconds; who sets them is obeyed.
 PATIENCE = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
@@ -22,20 +28,28 @@ class MlflowRun:
     """One MLflow run for one stage of a run, in the experiment `trade_agent`. A run that goes on goes on with its own,
     which is found by the tags `run_id` and `stage`.
 
-    uri: a tracking address, such as `http://host:5000` or `sqlite:///mlflow.db`. A thread of its own sends, one batch
-    after the other: training waits for nobody, and learns of a failure, which is an OSError, with a later `write`.
+    uri: a tracking address, such as `http://host:5000` or `sqlite:///mlflow.db`. params: settings by their dotted
+    names, which MLflow gets once, fitted to what it takes; that it refuses them is one line in the log. A thread of its
+    own sends, one batch after the other: training waits for nobody, and learns of a failure, which is an OSError, with
+    a later `write`.
     """
 
-    def __init__(self, uri: str, *, run_id: str, stage: str) -> None:
+    def __init__(self, uri: str, *, run_id: str, stage: str, params: Mapping[str, Any]) -> None:
         self._uri = uri
         try:
             self._client = connect(uri)
-            self._run = find_run(self._client, run_id=run_id, stage=stage)
+            run = find_run(self._client, run_id=run_id, stage=stage)
         except Exception as error:
             raise OSError(reason(error, uri)) from error
+        self._run = str(run.info.run_id)
         self._thread = ThreadPoolExecutor(1, "mlflow")
         self._sent: Future[None] | None = None  # the latest batch
         self._waiting: list[Any] = []
+        # It takes no other value for what it has, and a run that goes on may have other values of a few settings.
+        taken = {NOT_IN_NAMES.sub("_", name): str(value)[:PARAM_LENGTH] for name, value in params.items()}
+        missing = {name: value for name, value in taken.items() if name not in run.data.params}
+        if missing:
+            self._sent = self._thread.submit(self._send_params, missing)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         from mlflow.entities import Metric
@@ -66,6 +80,16 @@ class MlflowRun:
                 sent.result()
         except Exception as error:
             raise OSError(reason(error, self._uri)) from error
+
+    def _send_params(self, params: Mapping[str, str]) -> None:
+        from mlflow.entities import Param
+
+        entries = [Param(name, value) for name, value in params.items()]
+        try:
+            for start in range(0, len(entries), PARAMS):
+                self._client.log_batch(self._run, params=entries[start : start + PARAMS])
+        except Exception as error:
+            log.warning(f"MLflow does not take the settings of the run: {reason(error, self._uri)}")
 
     def _send(self, metrics: list[Any]) -> None:
         for start in range(0, len(metrics), 1000):  # what MLflow takes in one call
@@ -107,16 +131,14 @@ def find_experiment(client: Any) -> str:
     return str(found.experiment_id)
 
 
-def find_run(client: Any, *, run_id: str, stage: str) -> str:
+def find_run(client: Any, *, run_id: str, stage: str) -> Any:
     """The MLflow run of a stage, under way from now on: the one that an earlier process began, or a new one."""
     experiment = find_experiment(client)
     begun = client.search_runs([experiment], f"tags.run_id = '{run_id}' and tags.stage = '{stage}'", max_results=1)
     if begun:
-        number = str(begun[0].info.run_id)
-        client.update_run(number, status="RUNNING")
-        return number
-    run = client.create_run(experiment, run_name=f"{stage} {run_id}", tags={"stage": stage, "run_id": run_id})
-    return str(run.info.run_id)
+        client.update_run(begun[0].info.run_id, status="RUNNING")
+        return begun[0]
+    return client.create_run(experiment, run_name=f"{stage} {run_id}", tags={"stage": stage, "run_id": run_id})
 
 
 def reason(error: Exception, uri: str) -> str:

@@ -3,8 +3,9 @@
 import contextlib
 import logging
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from trade_agent.config.schema import AlertsConfig, MonitoringConfig
 from trade_agent.errors import ConfigError
@@ -35,15 +36,23 @@ def require_monitoring(config: MonitoringConfig) -> None:
 
 @contextlib.contextmanager
 def watching(
-    config: MonitoringConfig, *, stage: str, score: str, folder: Path, run_id: str, trial: StudyTrial | None
+    config: MonitoringConfig,
+    *,
+    stage: str,
+    score: str,
+    folder: Path,
+    run_id: str,
+    params: Mapping[str, Any],
+    trial: StudyTrial | None,
 ) -> Iterator[Watch]:
     """The watch of one stage, closed whatever ends it.
 
     stage: what is trained, such as hybrid_sac. score: the validation figure by which a state is chosen. folder: where
-    the files of this stage go. trial: where the stage is what a search is for.
+    the files of this stage go. params: settings of the run by their dotted names. trial: where the stage is what a
+    search is for.
     """
     watch = Watch(
-        sinks=open_sinks(config, stage=stage, folder=folder, run_id=run_id),
+        sinks=open_sinks(config, stage=stage, folder=folder, run_id=run_id, params=params),
         alerts=open_alerts(config.alerts, stage=stage, score=f"validation/{score}", folder=folder),
         trial=trial,
     )
@@ -55,7 +64,9 @@ def watching(
         watch.close(finished=finished)
 
 
-def open_sinks(config: MonitoringConfig, *, stage: str, folder: Path, run_id: str) -> list[Sink]:
+def open_sinks(
+    config: MonitoringConfig, *, stage: str, folder: Path, run_id: str, params: Mapping[str, Any]
+) -> list[Sink]:
     """What of the config can be opened. The rest is named in the log: no stage waits or ends for want of a sink."""
     wanted: list[Callable[[], Sink]] = []
     if config.jsonl:
@@ -69,7 +80,7 @@ def open_sinks(config: MonitoringConfig, *, stage: str, folder: Path, run_id: st
         from trade_agent.training.monitoring.mlflow import MlflowRun  # an extra
 
         uri = config.mlflow
-        wanted.append(lambda: MlflowRun(uri, run_id=run_id, stage=stage))
+        wanted.append(lambda: MlflowRun(uri, run_id=run_id, stage=stage, params=params))
     sinks: list[Sink] = []
     for opened in wanted:
         try:
