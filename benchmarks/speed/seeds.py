@@ -9,10 +9,10 @@ import torch
 from tensordict import TensorDict
 
 from benchmarks.speed.loops import ALGORITHMS, BATCH, agent_loop
-from benchmarks.speed.measure import Figure, in_turn
+from benchmarks.speed.measure import Figure, in_turn, seconds
 from trade_agent.agents.base import transition_batch
 from trade_agent.agents.copies import agents_from_spec, members_of
-from trade_agent.training.compiling import seconds
+from trade_agent.training.compiling import seconds as seconds_of_the_device
 from trade_agent.training.graphs import CudaGraphs
 from trade_agent.training.models import agent_from_state
 from trade_agent.training.reinforcement import copy_state
@@ -28,11 +28,12 @@ def measure(repeats: int) -> None:
 
 def seeds_in_one_batch(algorithm: str, *, seeds: int, updates: int, device: torch.device, repeats: int) -> None:
     on_gpu = device.type == "cuda"
+    took = seconds_of_the_device if on_gpu else seconds
     loop = partial(
         agent_loop, algorithm, joint=False, updates=updates, device=device, graphs=CudaGraphs if on_gpu else None
     )
     ours, other = in_turn(
-        lambda: seconds(loop(copies=seeds).run), lambda: sum(seconds(loop().run) for _ in range(seeds)), repeats
+        lambda: took(loop(copies=seeds).run), lambda: sum(took(loop().run) for _ in range(seeds)), repeats
     )
     Figure(
         figure=f"G15 {seeds} {algorithm} agents in one batch, batch {BATCH} each",

@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 import torch
 
+from benchmarks.speed.loops import ALGORITHMS, agent_loop
 from tests.training.test_checkpoint import assert_equal, finish_in_pieces
 from tests.training.test_reference import run as run_task
 from trade_agent import safe_io
+from trade_agent.agents.copies import members_of
 from trade_agent.config.load import compose_config, load_config
 from trade_agent.errors import ConfigError
 from trade_agent.training.checkpoint import no_checkpoints
@@ -49,6 +51,25 @@ def test_the_best_state_of_the_best_agent_is_kept(
         assert torch.equal(value, seen[0][1][1][name])
     assert any(not torch.equal(value, seen[1][1][1][name]) for name, value in kept.items())
     assert any(not torch.equal(value, seen[0][1][0][name]) for name, value in kept.items())
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_in_a_run_nothing_of_one_reaches_another(algorithm: str) -> None:
+    """Two runs in which only the first weights of one agent differ: the others end alike, bit for bit."""
+    ends = []
+    for shift in (0.0, 0.5):
+        settings = {"normalise_observation": True, "normalise_reward": True}
+        loop = agent_loop(algorithm, joint=False, updates=16, device=torch.device("cpu"), settings=settings, copies=3)
+        members = members_of(loop.learner.agent)
+        with torch.no_grad():
+            for value in members[1].state_dict().values():
+                value.add_(shift)
+        loop.run()
+        ends.append([member.state_dict() for member in members])
+    for index in (0, 2):
+        for name, value in ends[0][index].items():
+            assert torch.equal(value, ends[1][index][name]), name
+    assert not any(torch.equal(value, ends[1][1][name]) for name, value in ends[0][1].items() if "count" not in name)
 
 
 def test_the_watch_hears_of_the_best_policy(trained: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

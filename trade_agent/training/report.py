@@ -61,7 +61,7 @@ def print_result(
     objective = result.objective
     progress.say(f"{objective['name']}: {objective['value']:.4f}   trainer: {result.trainer}   seed: {result.seed}")
     if copies := result.notes.get("copies"):
-        progress.say(f"the best of {len(copies['scores'])} copies, all: {copies['mean']:.4f} +- {copies['std']:.4f}")
+        progress.say(f"the best of {len(copies['scores'])} copies; of all: {copies['mean']:.4f} +- {copies['std']:.4f}")
     progress.say(f"peak memory {memory_bytes / 2**20:,.0f} MiB   results in {run_dir}")
 
 
