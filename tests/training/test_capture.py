@@ -285,9 +285,10 @@ def assert_close(one: AgentLoop, other: AgentLoop) -> None:
 
 @pytest.mark.gpu
 @on_a_gpu
+@pytest.mark.parametrize("copies", [1, 3])
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
-def test_cuda_graphs_repeat_the_run(algorithm: str, caplog: pytest.LogCaptureFixture) -> None:
-    plain, replayed = on_cuda(algorithm, None), on_cuda(algorithm, CudaGraphs)
+def test_cuda_graphs_repeat_the_run(algorithm: str, copies: int, caplog: pytest.LogCaptureFixture) -> None:
+    plain, replayed = (on_cuda(algorithm, graphs, copies=copies) for graphs in (None, CudaGraphs))
     states = []
     for loop in (plain, replayed):
         torch.manual_seed(3)
