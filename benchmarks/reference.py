@@ -65,8 +65,11 @@ class Unit:
 
 OFF_POLICY = ("model.hidden_sizes=[256,256]", "model.batch_size=256", "model.learning_rate=1e-3")
 CRITIC = ("model.critic_learning_rate=1e-3",)
-# Box2D steps are slow and so are updates: one update for four steps fits a seed into half an hour of one core.
-LANDER = (*OFF_POLICY, *CRITIC, "model.env_steps_per_update=4", "model.tau=0.01", "model.warmup_env_steps=10_000")
+# Half of the updates of the published runs, of half of their batch: a seed fits into half an hour of one core.
+LANDER = (
+    *("model.hidden_sizes=[256,256]", "model.batch_size=128", "model.env_steps_per_update=2", "model.tau=0.01"),
+    *("model.warmup_env_steps=10_000", "env.check_episodes=50"),
+)
 UNITS = (
     Unit(
         task="Pendulum-v1",
@@ -115,7 +118,7 @@ UNITS = (
         published=207.0,
         env_steps=300_000,
         required=True,
-        overrides=LANDER,
+        overrides=(*LANDER, "model.gamma=0.98", "model.learning_rate=1e-3", *CRITIC),
     ),
     Unit(
         task="LunarLanderContinuous-v3",
@@ -123,7 +126,10 @@ UNITS = (
         published=260.0,
         env_steps=500_000,
         required=True,
-        overrides=(*LANDER, "model.replay_capacity=500_000", "model.alpha_learning_rate=1e-3"),
+        overrides=(
+            *(*LANDER, "model.replay_capacity=500_000", "model.learning_rate_schedule=linear"),
+            *("model.learning_rate=7e-4", "model.critic_learning_rate=7e-4", "model.alpha_learning_rate=7e-4"),
+        ),
     ),
 )
 
