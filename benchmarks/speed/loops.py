@@ -82,9 +82,7 @@ def agent_loop(
         rounds = updates * BATCH // rollout
         run = partial(train_on_policy, total_env_steps=rounds * rollout, rollout_steps=ROLLOUT_STEPS, epochs=1)
         return AgentLoop(partial(run, agent, **every), learner, market)
-    replay = ReplayBuffer(
-        capacity=10_000 * copies, private_dim=market.private_dim, action_dim=1, copies=copies, device=device
-    )
+    replay = ReplayBuffer(capacity=10_000, private_dim=market.private_dim, action_dim=1, copies=copies, device=device)
     warmup, per_update = 4 * NUM_ENVS, 4
     run = partial(
         train_off_policy,

@@ -1,6 +1,7 @@
 """G15: agents of one configuration in one batch (`stage.copies`) against as many runs one after another.
 
-Whole training loops, their steps of the market included and their set-up left out. On a GPU both sides are captured.
+Whole training loops, their steps of the market included and their set-up left out. On a GPU both sides are captured,
+and recording is included.
 """
 
 from functools import partial
@@ -17,13 +18,15 @@ from trade_agent.training.graphs import CudaGraphs
 from trade_agent.training.models import agent_from_state
 from trade_agent.training.reinforcement import copy_state
 
-SEEDS, UPDATES, OBSERVATION = 16, 104, 16
+SEEDS, OBSERVATION = 16, 16
+UPDATES, UPDATES_ON_GPU = 104, 2_000  # of each agent; recording shall not decide it
 
 
 def measure(repeats: int) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    updates = UPDATES_ON_GPU if device.type == "cuda" else UPDATES
     for algorithm in ALGORITHMS:
-        seeds_in_one_batch(algorithm, seeds=SEEDS, updates=UPDATES, device=device, repeats=repeats)
+        seeds_in_one_batch(algorithm, seeds=SEEDS, updates=updates, device=device, repeats=repeats)
 
 
 def seeds_in_one_batch(algorithm: str, *, seeds: int, updates: int, device: torch.device, repeats: int) -> None:

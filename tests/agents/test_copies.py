@@ -233,7 +233,7 @@ def numbered(first, count):
 @pytest.mark.parametrize("extends", [1, 3, 9])
 def test_a_replayed_row_is_the_agents_own(extends):
     """Two environments for each of three agents; the last case has wrapped around in the midst of a step."""
-    buffer = ReplayBuffer(capacity=15 * COPIES, private_dim=1, action_dim=1, copies=COPIES)
+    buffer = ReplayBuffer(capacity=15, private_dim=1, action_dim=1, copies=COPIES)
     for index in range(extends):
         buffer.extend(numbered(6 * index, 6))
     sample = buffer.sample(400, torch.Generator().manual_seed(0))

@@ -26,7 +26,7 @@ def load(*overrides: str) -> TrainingConfig:
         (["model.hidden_sizes=[]", "upstream.rl.model.hidden_sizes=[]"], ["model.hidden_sizes is empty"]),
         (["model.hidden_sizes=[0]"], ["model.hidden_sizes=0", "from 1 to"]),
         (["seed=-1"], ["seed=-1", "from 0"]),
-        (["stage=rl", "stage.copies=0"], ["stage.copies=0", "from 1 to 1000"]),
+        (["stage=rl", "stage.copies=0"], ["stage.copies=0", "from 1 to 64"]),
         (["stage=hybrid", "stage.copies=2"], ["no option stage.copies"]),
         (["env.fill=yesterday"], ["env.fill=yesterday", "next_open, next_close, same_close"]),
         (["env.max_leverage=0"], ["env.max_leverage=0", "from 1e-06"]),

@@ -6,7 +6,7 @@ in place of S; what it does to parameters (a step of Adam, a soft update) works 
 agent sees anything of another one.
 
 Rows take turns: in whatever a stack reads or returns, row r belongs to agent r mod S. Metrics are means over the
-agents.
+agents: when one of them diverges, training goes back to the last checkpoint for all.
 """
 
 from collections.abc import Callable, Sequence

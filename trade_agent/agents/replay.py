@@ -35,7 +35,7 @@ class ReplayBuffer:
     terminated. One gather serves a whole batch. The words are integers and the floats are views of them, so that no
     arithmetic can touch an index.
 
-    copies: agents whose rows take turns, see agents/copies.py; the capacity is a multiple of it.
+    copies: agents whose rows take turns, see agents/copies.py; there is room for ``capacity`` rows of each.
     """
 
     def __init__(
@@ -47,7 +47,8 @@ class ReplayBuffer:
         copies: int = 1,
         device: torch.device | str = "cpu",
     ) -> None:
-        self.capacity, self.private_dim, self.action_dim, self.copies = capacity, private_dim, action_dim, copies
+        self.private_dim, self.action_dim, self.copies = private_dim, action_dim, copies
+        self.capacity = capacity = capacity * copies
         self.position, self.size = 0, 0
         width = 3 + 2 * private_dim + action_dim
         self._words = torch.zeros(capacity, width, dtype=torch.int32, device=device)

@@ -60,6 +60,7 @@ class RolloutBuffer:
         device: torch.device | str = "cpu",
     ) -> None:
         self.num_steps, self.num_envs, self.copies, self.step = num_steps, num_envs, copies, 0
+        assert num_envs % copies == 0
         shape = (num_steps, num_envs)
         self.t = torch.zeros(shape, dtype=torch.int32, device=device)
         self.private = torch.zeros(*shape, private_dim, device=device)

@@ -46,7 +46,7 @@ class CnnLstmStage(StageConfig):
 class RlStage(StageConfig):
     """The agent is in `model`, the budget in `trainer`."""
 
-    copies: int = number(1, 1000, default=1)
+    copies: int = number(1, 64, default=1)  # a checkpoint holds all of them
 
 
 @dataclass(kw_only=True, slots=True)

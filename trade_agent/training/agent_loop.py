@@ -91,7 +91,7 @@ def train_in(
                 env=env,
                 replay=ReplayBuffer(
                     # A buffer larger than the run would only be memory that is never touched.
-                    capacity=min(model.replay_capacity, total_env_steps + model.num_envs) // world.size * agent.copies,
+                    capacity=min(model.replay_capacity, total_env_steps + model.num_envs) // world.size,
                     private_dim=env.private_dim,
                     action_dim=env.action_dim,
                     copies=agent.copies,

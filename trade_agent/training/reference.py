@@ -24,7 +24,7 @@ from trade_agent.training.models import agent_from_state, agent_spec, agent_to_s
 from trade_agent.training.monitoring.watch import Watch
 from trade_agent.training.progress import ProgressReporter
 from trade_agent.training.reinforcement import Contest
-from trade_agent.training.report import write_history
+from trade_agent.training.report import spread_line, write_history
 from trade_agent.training.stages.context import seed_everything
 
 # First seeds of episodes that no training sees: of the checks, by which a state is chosen, and of the final figure.
@@ -120,6 +120,8 @@ def run_reference(
         plot_checks(run_dir / "returns.png", env_config.id, model.name, checks, mean)
         safe_io.write_json(run_dir / "result.json", finite(dataclasses.asdict(result)))
         checkpoints.remove()
+    if copies:
+        progress.say(spread_line(copies))
     progress.say(f"{result.headline} (+- {result.metrics['std_return']:.1f} over {len(episodes.returns)} episodes)")
     return result
 
@@ -145,7 +147,7 @@ def train_task(
         env_config.id,
         num_envs=num_envs * copies,
         reward_scale=model.reward_scale,
-        seed=config.seed * 10_000 + world.rank * num_envs,  # the copies follow it; two runs share no episode
+        seed=config.seed * 10_000 + world.rank * num_envs,  # the environments follow it: two runs share no episode
         device=device,
     )
     spec = agent_spec(model, observation_dim=envs.private_dim, action_dim=envs.action_dim)

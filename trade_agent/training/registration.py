@@ -84,7 +84,7 @@ def models_tried(
     """
     first, last = dataset.splits()["test"]
     symbols = list(dataset.bars.symbols)
-    own = {(plain_hash(planned.recipe), seed): _copies(planned.recipe)}
+    own = {(plain_hash(planned.recipe), seed): copies_of(planned.recipe)}
     pending = [plan[key].found_id for _, key in planned.parents]
     while pending:
         ancestor = registry.get(pending.pop(), include_archived=True)
@@ -107,9 +107,9 @@ def models_tried(
 
 def _chances(model: ModelMetadata) -> dict[tuple[str, int], int]:
     """Recipe and seed of what was tried, and how often."""
-    return {(str(model.recipe.get("settings_sha256")), model.seed): _copies(model.recipe.get("settings", {}))}
+    return {(str(model.recipe.get("settings_sha256")), model.seed): copies_of(model.recipe.get("settings", {}))}
 
 
-def _copies(recipe: dict[str, Any]) -> int:
+def copies_of(recipe: dict[str, Any]) -> int:
     """Agents of which the model of a recipe is the best."""
     return int(recipe.get("stage", {}).get("copies", 1))

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from trade_agent import safe_io
 from trade_agent.config.schema import TrainingConfig
@@ -61,8 +62,13 @@ def print_result(
     objective = result.objective
     progress.say(f"{objective['name']}: {objective['value']:.4f}   trainer: {result.trainer}   seed: {result.seed}")
     if copies := result.notes.get("copies"):
-        progress.say(f"the best of {len(copies['scores'])} copies; of all: {copies['mean']:.4f} +- {copies['std']:.4f}")
+        progress.say(spread_line(copies))
     progress.say(f"peak memory {memory_bytes / 2**20:,.0f} MiB   results in {run_dir}")
+
+
+def spread_line(copies: dict[str, Any]) -> str:
+    """What `Contest.spread` found out, for a reader."""
+    return f"the best of {len(copies['scores'])} copies; of all: {copies['mean']:.4f} +- {copies['std']:.4f}"
 
 
 def write_history(folder: Path, history: dict[str, list[float]]) -> None:

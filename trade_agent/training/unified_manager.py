@@ -40,7 +40,7 @@ from trade_agent.training.plan import (
 from trade_agent.training.preprocessor_manager import PreprocessorManager
 from trade_agent.training.progress import ProgressReporter
 from trade_agent.training.reference import ReferenceResult, run_reference
-from trade_agent.training.registration import models_tried, register_stage, stage_run_id
+from trade_agent.training.registration import copies_of, models_tried, register_stage, stage_run_id
 from trade_agent.training.report import print_plan, print_result, write_history
 from trade_agent.training.results import TrainingResult
 from trade_agent.training.resume import (
@@ -393,7 +393,7 @@ class UnifiedTrainingManager:
     ) -> StageContext:
         tried = models_tried(planned, plan, dataset=dataset, registry=self.registry, seed=self.config.seed)
         if planned is plan.target:
-            tried += self.trials_lost
+            tried += self.trials_lost * copies_of(planned.recipe)
         return StageContext(
             dataset=dataset,
             trainer=self.config.trainer,

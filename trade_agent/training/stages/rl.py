@@ -85,6 +85,6 @@ def run(context: StageContext, *, model: AgentModel, forecaster: Parent, copies:
         notes={
             "cross_fit_folds": len(folds),
             "kept_after_env_steps": winner.env_steps,
-            "copies": contest.spread(),
+            **({"copies": contest.spread()} if copies > 1 else {}),
         },
     )

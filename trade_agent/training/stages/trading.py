@@ -93,7 +93,7 @@ def train_agent(
         context.progress.say("  device.compile=auto: eager, of several processes each would choose for itself")
     if compiled == "auto" and agent.copies > 1:
         compiled = False
-        context.progress.say("  device.compile=auto: eager, the losses of several copies are not compiled")
+        context.progress.say("  device.compile=auto: eager, both ways are timed for one agent only")
     if compiled == "auto":
         steps = model.rollout_steps if isinstance(model, PpoModel) else TIMED_STEPS
         compiled = choose_compiled(
@@ -104,8 +104,11 @@ def train_agent(
         )
     # SAC and TD3 spend their time in products: compiled they lose. Statistics over several processes break the graph,
     # and so does a stack of copies.
-    if compiled and isinstance(agent, PPO) and context.world.size == 1 and agent.copies == 1:
-        agent.compile_losses()
+    if compiled and isinstance(agent, PPO):
+        if context.world.size == 1 and agent.copies == 1:
+            agent.compile_losses()
+        else:
+            context.progress.say("  device.compile: the market only, losses of several processes or copies stay eager")
     return train_in(
         make_market(generator, compiled),
         agent,
