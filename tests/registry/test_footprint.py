@@ -69,6 +69,7 @@ USES = {
     "mlflow": "import mlflow",
     "dashboard": "import optuna_dashboard",
     "slurm": "import hydra_plugins.hydra_submitit_launcher.submitit_launcher",
+    "postgresql": "import psycopg",
     "reference": "import Box2D",
 }
 
