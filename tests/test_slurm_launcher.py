@@ -10,6 +10,7 @@ from hydra.core.config_store import ConfigStore
 
 from trade_agent.config.load import compose_config
 from trade_agent.errors import ConfigError
+from trade_agent.safe_io.locks import locked
 from trade_agent.slurm import cancel_noted_jobs, check_options, job_note, join_tasks, note_job
 from trade_agent.training.launch import check_place
 
@@ -89,32 +90,70 @@ def test_what_a_job_asks_for_is_in_its_script_and_a_refusal_is_one_line(tmp_path
     assert wanted <= {line.removeprefix("#SBATCH --") for line in lines}
 
 
-QUEUE = '#!/bin/sh\necho "$@" >> "$ASKED"\ncat "$JOBS"\n'
+QUEUE = '#!/bin/sh\necho "$@" >> "$ASKED"\ncat "$REASON" >&2\ncat "$JOBS"\n[ ! -s "$REASON" ]\n'
 CANCEL = '#!/bin/sh\necho "$@" >> "$CANCELLED"\n: > "$JOBS"\n'
 
 
-@pytest.mark.parametrize(("logs", "cancelled"), [("sweep", ["12_3"]), ("another", []), (None, [])])
-def test_a_job_of_a_sweep_that_is_gone_is_cancelled_unless_its_number_is_that_of_another(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, logs: str | None, cancelled: list[str]
-) -> None:
-    """logs: the sweep in whose folder the job writes; None where it has ended."""
+@pytest.fixture
+def queue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
+    """A squeue and a scancel: what squeue is ASKED, the JOBS that it knows, the REASON why it fails, the CANCELLED."""
     for name, text in (("squeue", QUEUE), ("scancel", CANCEL)):
         (tmp_path / name).write_text(text)
         (tmp_path / name).chmod(0o755)
-    files = {name: tmp_path / name.lower() for name in ("ASKED", "JOBS", "CANCELLED")}
+    files = {name: tmp_path / name.lower() for name in ("ASKED", "JOBS", "REASON", "CANCELLED")}
     for name, path in files.items():
         path.touch()
         monkeypatch.setenv(name, str(path))
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    return files
+
+
+def noted(tmp_path: Path, queue: dict[str, Path], logs: str) -> Path:
+    """The note of job 12_3, and a queue in which a job of this number writes to the folder `logs`."""
     note = job_note(tmp_path / "sweep/3")
-    cancel_noted_jobs([note])  # there is none
-    assert files["ASKED"].read_text() == ""
-    note_job(note, "12_3", logs=f"{tmp_path}/sweep/")
-    if logs:
-        files["JOBS"].write_text(f"{tmp_path / logs}/\n")
+    note_job(note, "12_3", logs=f"{tmp_path}/sweep/", sweep=tmp_path / "alive")
+    queue["JOBS"].write_text(f"{tmp_path / logs}/\n" if logs else "")
+    return note
+
+
+@pytest.mark.parametrize(("logs", "cancelled"), [("sweep", ["12_3"]), ("another", []), ("", [])])
+def test_a_job_of_a_sweep_that_is_gone_is_cancelled_unless_its_number_is_that_of_another(
+    tmp_path: Path, queue: dict[str, Path], logs: str, cancelled: list[str]
+) -> None:
+    """logs: the sweep in whose folder the job writes; empty where it has ended."""
+    cancel_noted_jobs([job_note(tmp_path / "sweep/3")])  # there is none
+    assert queue["ASKED"].read_text() == ""
+    cancel_noted_jobs([noted(tmp_path, queue, logs)])
+    assert queue["CANCELLED"].read_text().split() == cancelled
+    assert "--jobs=12_3" in queue["ASKED"].read_text()
+
+
+def test_a_sweep_that_is_alive_keeps_its_jobs(tmp_path: Path, queue: dict[str, Path]) -> None:
+    note = noted(tmp_path, queue, "sweep")
+    with locked(tmp_path / "alive", wait=False), pytest.raises(ConfigError, match="another sweep is at work"):
+        cancel_noted_jobs([note])
+    assert queue["CANCELLED"].read_text() == ""
+
+
+def test_what_squeue_does_not_say_is_not_guessed(tmp_path: Path, queue: dict[str, Path]) -> None:
+    note = noted(tmp_path, queue, "")
+    queue["REASON"].write_text("slurm_load_jobs error: Unable to contact slurm controller\n")
+    with pytest.raises(ConfigError, match="squeue does not say whether the job 12_3 has ended: .* Unable to contact"):
+        cancel_noted_jobs([note])
+    queue["REASON"].write_text("slurm_load_jobs error: Invalid job id specified\n")
+    cancel_noted_jobs([note])  # it has been forgotten
+    assert queue["CANCELLED"].read_text() == ""
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", '{"job": "1"'])
+def test_a_damaged_note_is_passed_over(
+    tmp_path: Path, queue: dict[str, Path], text: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    note = noted(tmp_path, queue, "sweep")
+    note.write_text(text)
     cancel_noted_jobs([note])
-    assert files["CANCELLED"].read_text().split() == cancelled
-    assert "--jobs=12_3" in files["ASKED"].read_text()
+    assert queue["ASKED"].read_text() == ""
+    assert f"{note} is no note of a job" in caplog.text
 
 
 TORCH = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")

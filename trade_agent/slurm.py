@@ -10,6 +10,7 @@ import os
 import shutil
 import subprocess
 import time
+import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,8 @@ from omegaconf import open_dict, read_write
 
 from trade_agent import safe_io
 from trade_agent.console import exit_code_of
-from trade_agent.errors import ConfigError, JobError, PeerLostError
+from trade_agent.errors import ConfigError, JobError, PeerLostError, TradeAgentError
+from trade_agent.safe_io import locks
 from trade_agent.training.signals import EX_TEMPFAIL
 
 log = logging.getLogger(__name__)
@@ -31,6 +33,8 @@ EXECUTOR_OPTIONS = ("max_num_timeout", "python")
 # Known to every executor of submitit; the rest is SLURM's own and has its name in front.
 SHARED_OPTIONS = {"timeout_min", "cpus_per_task", "gpus_per_node", "tasks_per_node", "mem_gb", "nodes", "name"}
 SHARED_OPTIONS |= {"stderr_to_stdout"}
+NOTES = ".jobs"  # beside the folders of runs: which job was submitted for each
+CANCEL_SECONDS = 600  # that cancelled jobs have to end; SLURM kills them much earlier
 
 
 class SlurmLauncher(submitit_launcher.SlurmLauncher):  # type: ignore[misc]
@@ -59,11 +63,10 @@ class SlurmLauncher(submitit_launcher.SlurmLauncher):  # type: ignore[misc]
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> list[JobReturn]:
         """One result for each trial, in their order; FAILED where a job ended without one.
 
-        Raises ConfigError where SLURM is absent or refuses the job. Who interrupts the sweep cancels its jobs; those of
-        one that was killed are cancelled by the next one that trains in the same folders.
+        Raises ConfigError where SLURM is absent or refuses the job, and where another sweep is at work in the same
+        folders. Who interrupts the sweep cancels its jobs; those of one that was killed are cancelled by the next one
+        that trains in the same folders.
         """
-        from submitit.core.utils import FailedJobError
-
         check_options(self.params)
         if shutil.which("sbatch") is None:
             raise ConfigError("hydra/launcher=slurm needs sbatch, which is not on the PATH", "run it on a SLURM host")
@@ -77,6 +80,19 @@ class SlurmLauncher(submitit_launcher.SlurmLauncher):  # type: ignore[misc]
             for number, overrides in enumerate(job_overrides, start=initial_job_idx)
         ]
         cancel_noted_jobs(notes)
+        alive = folder / NOTES / f"{uuid.uuid4().hex}.lock"
+        with locks.locked(alive, wait=False):
+            try:
+                return self._submit(folder, calls, notes, alive)
+            finally:
+                alive.unlink()
+
+    def _submit(
+        self, folder: Path, calls: Sequence[tuple[Any, ...]], notes: Sequence[Path], alive: Path
+    ) -> list[JobReturn]:
+        """Submit the jobs, note them, and wait for their results. alive: the lock of this sweep."""
+        from submitit.core.utils import FailedJobError
+
         executor = self._executor(folder)
         try:
             jobs = executor.map_array(self, *zip(*calls, strict=True))
@@ -86,7 +102,7 @@ class SlurmLauncher(submitit_launcher.SlurmLauncher):  # type: ignore[misc]
         log.info(f"submitted {len(jobs)} jobs, {jobs[0].job_id} to {jobs[-1].job_id}, runs and logs in {folder}")
         try:
             for note, job in zip(notes, jobs, strict=True):
-                note_job(note, job.job_id, logs=str(executor.folder).partition("%")[0])
+                note_job(note, job.job_id, logs=str(executor.folder).partition("%")[0], sweep=alive)
             return [result_of(job) for job in jobs]
         except BaseException:
             for job in jobs:
@@ -107,7 +123,7 @@ class SlurmLauncher(submitit_launcher.SlurmLauncher):  # type: ignore[misc]
         assert self.hydra_context is not None
         config = self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
         with open_dict(config.hydra.job):
-            config.hydra.job.num = number
+            config.hydra.job.num, config.hydra.job.id = number, f"job_id_for_{number}"
         return Path(config.hydra.sweep.dir, str(config.hydra.sweep.subdir)).absolute()
 
     def _executor(self, folder: Path) -> Any:
@@ -168,13 +184,24 @@ def joined() -> JobReturn:
 
 def job_note(run: Path) -> Path:
     """Where it is noted which job a sweep has submitted for a run: beside its folder, which the job itself makes."""
-    return run.parent / ".jobs" / f"{run.name}.json"
+    return run.parent / NOTES / f"{run.name}.json"
 
 
-def note_job(note: Path, job: str, *, logs: str) -> None:
-    """Note it for the next sweep. logs: how the paths of its logs begin."""
+def note_job(note: Path, job: str, *, logs: str, sweep: Path) -> None:
+    """Note it for the next sweep. logs: how the paths of its logs begin. sweep: the lock of the sweep that waits for
+    it."""
     note.parent.mkdir(parents=True, exist_ok=True)
-    safe_io.write_json(note, {"job": job, "logs": logs})
+    safe_io.write_json(note, {"job": job, "logs": logs, "sweep": str(sweep)}, durable=False)
+
+
+def read_note(note: Path) -> dict[str, str] | None:
+    """What was noted; None, and a line in the log, where the file is damaged."""
+    try:
+        noted = safe_io.read_json(note)
+        return {name: str(noted[name]) for name in ("job", "logs", "sweep")}
+    except (TradeAgentError, KeyError, TypeError) as error:
+        log.warning(f"{note} is no note of a job, and passed over: {error}")
+        return None
 
 
 def cancel_noted_jobs(notes: Sequence[Path]) -> None:
@@ -182,21 +209,42 @@ def cancel_noted_jobs(notes: Sequence[Path]) -> None:
 
     They would be at work in the folders of their runs when the next jobs for these start. Nobody waits for what comes
     of them, and the next ones go on from their last checkpoints.
+
+    Raises ConfigError, with nothing cancelled, where their sweep is alive or SLURM does not answer; and where they do
+    not end.
     """
-    left = [noted for noted in (safe_io.read_json(note) for note in notes if note.is_file()) if in_queue(**noted)]
+    noted = [read for note in notes if note.is_file() and (read := read_note(note))]
+    left = [each for each in noted if in_queue(each["job"], each["logs"])]
     if not left:
         return
-    jobs = [noted["job"] for noted in left]
-    log.warning(f"jobs of a sweep that is gone are cancelled, others go on with their runs: {', '.join(jobs)}")
-    subprocess.run(["scancel", *jobs], check=False)
-    while any(in_queue(**noted) for noted in left):
+    jobs = ", ".join(each["job"] for each in left)
+    if any(locks.held(Path(each["sweep"])) for each in left):
+        raise ConfigError(
+            f"another sweep is at work in the same folders: it waits for the jobs {jobs}",
+            "wait for it, stop it, or train elsewhere: hydra.sweep.dir=FOLDER",
+        )
+    log.warning(
+        f"the jobs {jobs} of a sweep that is gone are cancelled; when they have ended, others go on with the runs"
+    )
+    subprocess.run(["scancel", *(each["job"] for each in left)], check=False)
+    started = time.monotonic()
+    while any(in_queue(each["job"], each["logs"]) for each in left):
+        if time.monotonic() - started > CANCEL_SECONDS:
+            raise ConfigError(f"the jobs {jobs} were cancelled and do not end", "see squeue, and scancel them")
         time.sleep(1.0)
 
 
 def in_queue(job: str, logs: str) -> bool:
-    """Whether a job waits or is at work. Numbers are given anew: the one meant is that with these logs."""
+    """Whether a job waits or is at work. Numbers are given anew: the one meant is that with these logs.
+
+    Raises ConfigError where SLURM does not say.
+    """
     command = ["squeue", "--noheader", f"--jobs={job}", f"--Format=STDERR:{len(os.fsencode(logs))}"]
-    return logs in subprocess.run(command, capture_output=True, text=True).stdout.splitlines()
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode and "Invalid job id" not in done.stderr:
+        reason = " ".join(done.stderr.split()) or f"exit code {done.returncode}"
+        raise ConfigError(f"squeue does not say whether the job {job} has ended: {reason}", "try again when it does")
+    return logs in done.stdout.splitlines()
 
 
 def result_of(job: Any) -> JobReturn:

@@ -9,7 +9,7 @@ complete() {
 } >/dev/null
 
 # A mirror that is away must not hold anybody up.
-get() { DEBIAN_FRONTEND=noninteractive timeout 600 apt-get -qq -o Acquire::Retries=2 -o Acquire::http::Timeout=30 "$@"; }
+get() { DEBIAN_FRONTEND=noninteractive timeout -k 60 600 apt-get -qq -o Acquire::Retries=2 -o Acquire::http::Timeout=30 "$@"; }
 
 complete && exit
 if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then

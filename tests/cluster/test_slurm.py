@@ -122,7 +122,7 @@ def test_the_tasks_of_a_job_train_one_model(lab: Lab, tmp_path: Path, shape: str
 
 def test_a_cancelled_trial_does_not_end_the_sweep(lab: Lab, tmp_path: Path) -> None:
     sweep = lab.sweep(tmp_path, *ONE_ENDLESS)
-    until(lambda: list(tmp_path.glob("sweep/0/checkpoints/cnn_lstm/*")), "the first trial to be at work")
+    until(lambda: list(tmp_path.glob("sweep/0/checkpoints/cnn_lstm/*.pth")), "the first trial to be at work")
     (job,) = [job for job in lab.jobs() if job.get("ArrayTaskId") == "0"]
     lab.call("scancel", f"{job['ArrayJobId']}_0")
     only_the_second_is_registered(sweep, tmp_path)
@@ -131,7 +131,7 @@ def test_a_cancelled_trial_does_not_end_the_sweep(lab: Lab, tmp_path: Path) -> N
 def test_a_job_of_which_one_task_is_killed_is_a_failed_trial(lab: Lab, tmp_path: Path) -> None:
     sweep = lab.sweep(tmp_path, *ONE_ENDLESS, ON_ONE_NODE)
     until(lambda: (tmp_path / "sweep/1/result.json").exists(), "the second trial to be over")
-    until(lambda: list(tmp_path.glob("sweep/0/checkpoints/cnn_lstm/*")), "the first trial to be at work")
+    until(lambda: list(tmp_path.glob("sweep/0/checkpoints/cnn_lstm/*.pth")), "the first trial to be at work")
     first = next(job for job in lab.jobs() if job.get("ArrayTaskId") == "0")["JobId"]
     (victim,) = [task for task in lab.tasks(tmp_path / "sweep") if task.job == first and task.rank == 1]
     os.kill(victim.process, signal.SIGKILL)

@@ -44,7 +44,7 @@ def postgresql() -> Iterator[str]:
     try:
         if owner:
             shutil.chown(folder, "postgres", "postgres")
-        call("initdb", "--username=optuna", "--auth=trust", "--no-sync")
+        call("initdb", "--username=optuna", "--auth=trust", "--encoding=UTF8", "--locale=C", "--no-sync")
         call("pg_ctl", "--wait", "--timeout=300", f"--options=-c listen_addresses= -k {folder} -F", "start")
         try:
             yield f"postgresql+psycopg://optuna@/postgres?host={folder}"

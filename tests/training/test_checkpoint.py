@@ -1,5 +1,7 @@
 """Work that was cut off and goes on ends with the bits of work that was not."""
 
+import errno
+import fcntl
 import json
 import math
 import os
@@ -358,7 +360,7 @@ def test_a_run_goes_on_under_its_own_identity_and_ends_once(
         first = UnifiedTrainingManager(config, run_dir=folder, quiet=True)
         with pytest.raises(StoppedError, match="stopped by SIGTERM; go on with: python train.py resume=HERE"):
             first.run()
-    assert list((folder / "checkpoints/cnn_lstm").iterdir())
+    assert list((folder / "checkpoints/cnn_lstm").glob("*.pth"))
     assert not (folder / "error.json").exists()
     assert stored_config(folder).run_id == first.config.run_id
 
@@ -390,6 +392,15 @@ def test_a_folder_belongs_to_one_process_at_a_time(tmp_path: Path) -> None:
             pass
         other.kill()
     with locked(tmp_path):
+        pass
+
+
+def test_a_disk_without_locks_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(file: Any, how: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with pytest.raises(ConfigError, match=f"{tmp_path} cannot be locked: No locks available"), locked(tmp_path):
         pass
 
 

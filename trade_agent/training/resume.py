@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import errno
 import os
 import shlex
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from trade_agent.registry.metadata import check_config
 from trade_agent.safe_io import locks
 
 CONFIG, RESULT = "config.json", "result.json"
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # what a disk says that has none
 
 
 def default_run_dir(config: TrainingConfig) -> Path:
@@ -141,4 +143,9 @@ def locked(run_dir: Path) -> Iterator[None]:
             own.enter_context(locks.locked(run_dir / locks.RUN, wait=False))
         except BlockingIOError as error:
             raise ConfigError(f"another process is at work in {run_dir}", "wait for it, or stop it") from error
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
+            reason = f"{run_dir} cannot be locked: {error.strerror}"
+            raise ConfigError(reason, "use a folder on a disk that has file locks") from error
         yield
