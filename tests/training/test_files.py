@@ -73,6 +73,8 @@ def test_the_gate_reads_every_file(written: Path) -> None:
             assert safe_io.read_checked_json(path)
         elif path.suffix == ".json":
             assert safe_io.read_json(path) is not None
+        elif path.name == "lock":
+            assert path.read_bytes() == b""
         elif path.suffix not in READ_BY_PEOPLE and path.parent.name != "tensorboard":
             unread.append(path)
     assert unread == []
