@@ -34,21 +34,23 @@ def postgresql() -> Iterator[str]:
         owner = {"user": "postgres", "group": "postgres", "extra_groups": []}
     folder = Path(tempfile.mkdtemp(prefix="pg", dir="/tmp"))  # short: a Unix socket lies in it
 
-    def call(program: str, *arguments: str) -> None:
+    def call(program: str, *arguments: str) -> bool:
         command = [folder_of_programs / program, "--pgdata", folder / "data", *arguments]
         with open(folder / "output", "ab") as output:  # no pipe: the server would hold it open
-            done = subprocess.run(command, cwd=folder, stdout=output, stderr=output, timeout=600, **owner)
-        if done.returncode:
-            pytest.skip(f"no PostgreSQL can be started here: {(folder / 'output').read_text()[-1000:]}")
+            return not subprocess.run(
+                command, cwd=folder, stdout=output, stderr=output, timeout=600, **owner
+            ).returncode
 
     try:
         if owner:
             shutil.chown(folder, "postgres", "postgres")
-        call("initdb", "--username=optuna", "--auth=trust", "--encoding=UTF8", "--locale=C", "--no-sync")
-        call("pg_ctl", "--wait", "--timeout=300", f"--options=-c listen_addresses= -k {folder} -F", "start")
-        try:
-            yield f"postgresql+psycopg://optuna@/postgres?host={folder}"
-        finally:
-            call("pg_ctl", "--mode=immediate", "stop")
+        made = call("initdb", "--username=optuna", "--auth=trust", "--encoding=UTF8", "--locale=C", "--no-sync")
+        if not (
+            made
+            and call("pg_ctl", "--wait", "--timeout=300", f"--options=-c listen_addresses= -k {folder} -F", "start")
+        ):
+            pytest.skip(f"no PostgreSQL can be started here: {(folder / 'output').read_text()[-1000:]}")
+        yield f"postgresql+psycopg://optuna@/postgres?host={folder}"
     finally:
+        call("pg_ctl", "--mode=immediate", "stop")  # also one that was too slow to start
         shutil.rmtree(folder, ignore_errors=True)
