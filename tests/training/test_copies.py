@@ -11,12 +11,15 @@ import torch
 
 from benchmarks.speed.loops import ALGORITHMS, agent_loop
 from tests.training.test_checkpoint import assert_equal, finish_in_pieces
+from tests.training.test_memory import short
 from tests.training.test_reference import run as run_task
 from trade_agent import safe_io
-from trade_agent.agents.copies import members_of
+from trade_agent.agents.copies import agents_from_spec, members_of
+from trade_agent.agents.replay import Transitions
 from trade_agent.config.load import compose_config, load_config
 from trade_agent.errors import ConfigError
 from trade_agent.training.checkpoint import no_checkpoints
+from trade_agent.training.learner import Learner, minibatch
 from trade_agent.training.memory import accumulate, in_parts
 from trade_agent.training.models import agent_from_state, policy_from_state
 from trade_agent.training.stages import rl, trading
@@ -193,3 +196,31 @@ def test_rows_that_belong_together_are_not_parted() -> None:
 
     assert in_parts(fits, size=12, together=4) == 4
     assert tried == [12, 8, 4]
+
+
+def test_a_minibatch_of_copies_that_does_not_fit_is_taken_in_parts_with_rows_of_each() -> None:
+    """15 rows of three agents are halved to 9, never to 8."""
+
+    def observe(t: torch.Tensor, private: torch.Tensor) -> torch.Tensor:
+        return torch.cat((t.unsqueeze(1) / 100.0, private), dim=-1)
+
+    def step(observe: Any) -> list[torch.Tensor]:
+        torch.manual_seed(0)
+        agent = agents_from_spec({"name": "sac", "observation_dim": 3, "action_dim": 1, "hidden_dims": [8]}, 3)
+        rows = torch.randn(15, 6)
+        sample = Transitions(
+            torch.arange(15),
+            rows[:, :2],
+            rows[:, 2:3].tanh(),
+            rows[:, 3],
+            rows[:, 3] < -1.0,
+            rows[:, 4:],
+            torch.ones(15, dtype=torch.int64),
+        )
+        learner = Learner(agent, observe)
+        learner(minibatch(sample))
+        assert learner.rows in (None, 9)
+        return list(agent.parameters())
+
+    for whole, parts in zip(step(observe), step(short(observe, most=9)), strict=True):
+        torch.testing.assert_close(whole, parts, rtol=1e-4, atol=1e-5)
