@@ -267,3 +267,31 @@ def test_the_rows_of_a_batch_are_left_as_they_are():
     prepared = stack.prepare(batch.clone())
     assert prepared.keys() == {"action", "t", "noise_target"}
     assert torch.equal(prepared["t"], batch["t"])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_noise_is_drawn_whenever_a_minibatch_is_prepared(name):
+    stack = stacked(name)
+    batch = batch_for(stack, 1)
+    first = batch.clone()
+    second = stack.prepare(batch)
+    changed = {"ppo": {"noise"}, "sac": {"noise_target", "noise_actor"}, "td3": {"noise_target"}}[name]
+    assert second.batch_size == first.batch_size
+    for key in first.keys(True, True):
+        assert torch.equal(second[key], first[key]) is (key not in changed), key
+
+
+@pytest.mark.parametrize("values", [{2: torch.nan}, {2: torch.inf}, {2: -torch.inf}, {1: torch.inf, 2: -torch.inf}])
+@pytest.mark.parametrize("name", NAMES)
+def test_one_agent_whose_loss_is_not_finite_is_seen_in_the_metrics_for_good(name, values):
+    """In that update and in those that follow: its weights are not finite any more. Those of the others are."""
+    stack = stacked(name)
+    batch = batch_for(stack, 0)
+    for agent, value in values.items():
+        batch["value_target"][COPIES + agent] = batch["next", "reward"][COPIES + agent] = value
+    metrics = learn(stack, batch)
+    for key in ("loss_critic", "grad_norm"):
+        assert not metrics[key].isfinite(), key
+    assert not learn(stack, batch_for(stack, 1))["loss_critic"].isfinite()
+    for index, agent in enumerate(members_of(stack)):
+        assert all(value.isfinite().all() for value in agent.parameters()) is (index not in values)

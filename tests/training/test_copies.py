@@ -14,17 +14,30 @@ from tests.training.test_checkpoint import assert_equal, finish_in_pieces
 from tests.training.test_memory import short
 from tests.training.test_reference import run as run_task
 from trade_agent import safe_io
-from trade_agent.agents.copies import agents_from_spec, members_of
+from trade_agent.agents.builders import agent_from_spec
+from trade_agent.agents.copies import agents_from_spec, members_of, side_by_side
 from trade_agent.agents.replay import Transitions
+from trade_agent.agents.rollout import RolloutBuffer
 from trade_agent.config.load import compose_config, load_config
-from trade_agent.errors import ConfigError
+from trade_agent.errors import ConfigError, TrainingDivergedError
 from trade_agent.training.checkpoint import no_checkpoints
 from trade_agent.training.learner import Learner, minibatch
 from trade_agent.training.memory import accumulate, in_parts
 from trade_agent.training.models import agent_from_state, policy_from_state
+from trade_agent.training.progress import ProgressReporter
+from trade_agent.training.reinforcement import Contest, _values
+from trade_agent.training.report import print_result
 from trade_agent.training.stages import rl, trading
 from trade_agent.training.stages.trading import validation_sharpe
 from trade_agent.training.unified_manager import UnifiedTrainingManager
+
+
+@pytest.fixture
+def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The lines that a run prints."""
+    lines: list[str] = []
+    monkeypatch.setattr(ProgressReporter, "say", lambda reporter, line: lines.append(line))
+    return lines
 
 
 def test_the_best_state_of_the_best_agent_is_kept(
@@ -152,8 +165,20 @@ def test_one_agent_has_no_spread(trained: Any, tmp_path: Path) -> None:
     assert "copies" not in outcome.notes
 
 
+def test_at_its_end_a_run_prints_how_far_its_agents_are_apart(trained: Any, tmp_path: Path, said: list[str]) -> None:
+    contest = Contest(agents_from_spec({"name": "td3", "observation_dim": 1, "action_dim": 1}, 3).members)
+    contest.consider([-1.0, 2.0, 0.5], 10)  # variance (1.5^2 + 1.5^2 + 0) / 2
+    for notes, printed in (
+        ({"copies": contest.spread()}, ["the best of 3 copies; of all: 0.5000 +- 1.5000"]),
+        ({}, []),
+    ):
+        said.clear()
+        print_result(ProgressReporter(quiet=True), replace(trained.result, notes=notes), {}, 2**20, tmp_path)
+        assert [line for line in said if "copies" in line] == printed
+
+
 @pytest.mark.parametrize("model", ["ppo", "td3"])
-def test_of_a_gymnasium_task_the_best_is_kept(tmp_path: Path, model: str) -> None:
+def test_of_a_gymnasium_task_the_best_is_kept(tmp_path: Path, model: str, said: list[str]) -> None:
     result = run_task(tmp_path, f"model={model}", "stage.copies=2")
     assert result.env_steps == run_task(tmp_path / "alone", f"model={model}").env_steps
     scores = result.copies["scores"]
@@ -162,6 +187,10 @@ def test_of_a_gymnasium_task_the_best_is_kept(tmp_path: Path, model: str) -> Non
     state = safe_io.load_tensors((tmp_path / "run" / "agent.pth").read_bytes(), name="agent.pth")
     agent = agent_from_state(state["agent"], torch.device("cpu"))
     assert agent.act(torch.zeros(1, 3), deterministic=True).action.shape == (1, 1)
+    spread = f"{statistics.fmean(scores):.4f} +- {statistics.stdev(scores):.4f}"
+    assert [line for line in said if "copies" in line] == [
+        f"the best of 2 copies; of all: {spread}"
+    ]  # not of one alone
 
 
 @pytest.mark.parametrize("where", [["env=gymnasium"], ["preprocessing=minimal"]])
@@ -224,3 +253,35 @@ def test_a_minibatch_of_copies_that_does_not_fit_is_taken_in_parts_with_rows_of_
 
     for whole, parts in zip(step(observe), step(short(observe, most=9)), strict=True):
         torch.testing.assert_close(whole, parts, rtol=1e-4, atol=1e-5)
+
+
+def test_values_of_copies_that_do_not_fit_are_taken_in_parts_with_rows_of_each(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """15 rows of three agents, as above."""
+    spec = {"name": "ppo", "observation_dim": 2, "action_dim": 1, "hidden_dims": [8]}
+    agents = [agent_from_spec(spec).double() for _ in range(3)]  # type: ignore[attr-defined]
+    buffer = RolloutBuffer(num_steps=5, num_envs=3, private_dim=1, action_dim=1, copies=3)
+    buffer.t = torch.randint(4, 90, (5, 3))
+    buffer.private, buffer.next_private = torch.randn(2, 5, 3, 1, dtype=torch.float64)
+
+    def observe(t: torch.Tensor, private: torch.Tensor) -> torch.Tensor:
+        return torch.cat((t.unsqueeze(1) / 100.0, private), dim=-1)
+
+    expected = [
+        torch.stack([agents[i].value(observe(t[:, i], private[:, i])) for i in range(3)], dim=1)
+        for t, private in ((buffer.t, buffer.private), (buffer.t + 1, buffer.next_private))
+    ]
+    found = _values(side_by_side(agents), buffer, short(observe, most=9))
+    for mine, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=0.0, atol=1e-12)
+    assert [record.args for record in caplog.records] == [(15, 9)] * 2
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_one_agent_that_diverges_ends_the_loop_of_all(algorithm: str) -> None:
+    loop = agent_loop(algorithm, joint=False, updates=16, device=torch.device("cpu"), copies=4)
+    with torch.no_grad():
+        next(iter(loop.learner.agent.members[2].critic.parameters())).fill_(torch.nan)
+    with pytest.raises(TrainingDivergedError, match=r"loss_\w+ is nan after"):
+        loop.run()

@@ -50,11 +50,8 @@ class Copies(nn.Module):
         return Action(*(value.flatten(0, 1) for value in self._each(act, self._apart(observation), out_dims=1)))
 
     def prepare(self, batch: TensorDict) -> TensorDict:
-        rows = self._apart(batch).to_dict()
-        prepared = self._each(super().prepare, rows, out_dims=1)  # type: ignore[misc]
-        for name in prepared.keys() - batch.keys():
-            batch[name] = prepared[name].flatten(0, 1)
-        return batch
+        prepared = self._each(super().prepare, self._apart(batch).to_dict(), out_dims=1)  # type: ignore[misc]
+        return TensorDict(prepared, batch_size=[len(batch) // self.copies, self.copies]).flatten(0, 1)
 
     def backward(self, batch: TensorDict, *, share: float = 1.0, extra_loss: Tensor | None = None) -> dict[str, Tensor]:
         """The losses of the agents are added: each depends on its own parameters alone."""
