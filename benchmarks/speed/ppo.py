@@ -81,7 +81,7 @@ def trainer(env: TrainingMarket, table: Tensor, compiled: bool) -> Callable[[], 
     """Runs of the on-policy loop with one agent."""
     agent = PPO(observation_dim=FEATURES + env.private_dim, action_dim=1, **SETTINGS)
     if compiled:
-        agent.compile_losses()
+        agent.fuse()
     generator = torch.Generator().manual_seed(1)
 
     def observe(t: Tensor, private: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """G5: a rollout with a policy, against TorchRL's Collector on our own TorchRL face."""
 
+import copy
 from collections.abc import Callable
 from functools import partial
 
@@ -20,7 +21,7 @@ from trade_agent.envs.rules import MarketRules
 from trade_agent.envs.series import MarketSeries
 from trade_agent.envs.torchrl_env import MarketEnv
 
-NUM_ENVS, NUM_STEPS, NUM_BARS, EPISODE_BARS, FEATURES = 1024, 32, 20_000, 256, 16
+NUM_ENVS, NUM_STEPS, NUM_BARS, EPISODE_BARS, FEATURES = 1024, 128, 20_000, 256, 16
 
 
 def measure(repeats: int) -> None:
@@ -70,6 +71,9 @@ def rollout_of(
         generator=torch.Generator().manual_seed(0),
         compiled=compiled,
     )
+    agent = copy.deepcopy(agent)
+    if compiled:
+        agent.fuse()
     buffer = RolloutBuffer(num_steps=NUM_STEPS, num_envs=NUM_ENVS, private_dim=env.private_dim, action_dim=1)
 
     @torch.no_grad()

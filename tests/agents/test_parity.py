@@ -90,11 +90,13 @@ def test_td3(transitions):
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
-def test_compiled_ppo():
+@pytest.mark.parametrize("policy", ["gaussian", "beta", "categorical"])
+def test_compiled_ppo(policy):
     torch.manual_seed(1)
-    agent = PPO(observation_dim=5, action_dim=2, hidden_dims=(16, 16))
+    agent = PPO(observation_dim=5, action_dim=2, hidden_dims=(16, 16), policy=policy, actions=[-1.0, -0.5, 0.5, 1.0])
     observation = torch.randn(64, 5)
-    act = agent.act(observation, deterministic=False)
+    torch.manual_seed(2)
+    act, following = agent.act(observation, deterministic=False), torch.rand(1)
     fields = {
         "observation": observation,
         "raw": act.raw,
@@ -107,7 +109,10 @@ def test_compiled_ppo():
     plain.backward()
     expected = [parameter.grad.clone() for parameter in agent.parameters()]
     agent.optimizer.zero_grad()
-    agent.compile_losses()
+    agent.fuse()
+    torch.manual_seed(2)
+    assert_close(agent.act(observation, deterministic=False), act, atol=1e-6, rtol=1e-5)
+    assert torch.equal(torch.rand(1), following)  # as many random numbers were drawn
     compiled, seen = agent.objective(batch)
     compiled.backward()
     assert_close(compiled, plain, atol=1e-6, rtol=1e-5)

@@ -73,7 +73,7 @@ def test_the_market_is_compiled_where_it_is_asked_for(
         raise Stop
 
     monkeypatch.setattr(trading, "TrainingMarket", spy)
-    monkeypatch.setattr(PPO, "compile_losses", lambda agent: given.update(agent=agent))
+    monkeypatch.setattr(PPO, "fuse", lambda agent: given.update(agent=agent))
     config = trained.settings("stage=rl", "model=ppo", f"device.compile={asked}")
     with pytest.raises(Stop):
         rl.run(

@@ -106,9 +106,9 @@ def train_agent(
     # and so does a stack of copies.
     if compiled and isinstance(agent, PPO):
         if context.world.size == 1 and agent.copies == 1:
-            agent.compile_losses()
+            agent.fuse()
         else:
-            context.progress.say("  device.compile: the market only, losses of several processes or copies stay eager")
+            context.progress.say("  device.compile: the market only, agents of several processes or copies stay eager")
     return train_in(
         make_market(generator, compiled),
         agent,
@@ -131,34 +131,32 @@ def train_agent(
 
 def one_round(
     market: TrainingMarket, agent: Agent, model: AgentModel, steps: int, compiled: bool
-) -> Callable[[], None]:
-    """What compiling changes of a round of training: the steps of the market, and PPO's losses with their gradients."""
+) -> Callable[[], object]:
+    """What compiling changes of a round of training: the steps of the market, PPO's actions, and its losses with their
+    gradients."""
     action = torch.zeros(market.num_envs, market.action_dim, device=market.device)
-    updates, learn = 0, _nothing
-    if isinstance(model, PpoModel):
-        rows = steps * market.num_envs
-        updates = model.epochs * math.ceil(rows / model.batch_size)
-        learn = _losses_of_noise(agent, min(rows, model.batch_size), market.device, compiled)
+    if not isinstance(model, PpoModel):
+        return lambda: [market.step(action) for _ in range(steps)]
+    scratch = agent_from_spec(agent.spec(), device=market.device)  # another agent like this one
+    assert isinstance(scratch, PPO)
+    rows = steps * market.num_envs
+    batch = _minibatch_of_noise(scratch, min(rows, model.batch_size), market.device)
+    observation = torch.randn(market.num_envs, agent.spec()["observation_dim"], device=market.device)
+    if compiled:
+        scratch.fuse()
 
-    def work() -> None:
+    def work(ppo: PPO = scratch) -> None:
         for _ in range(steps):
-            market.step(action)
-        for _ in range(updates):
-            learn()
+            market.step(ppo.explore(observation).action)
+        for _ in range(model.epochs * math.ceil(rows / model.batch_size)):
+            ppo.objective(batch)[0].backward()
 
     return work
 
 
-def _nothing() -> None: ...
-
-
-def _losses_of_noise(agent: Agent, rows: int, device: torch.device, compiled: bool) -> Callable[[], None]:
-    """Losses and gradients of another PPO agent like this one, on a minibatch of noise."""
-    scratch = agent_from_spec(agent.spec(), device=device)
-    assert isinstance(scratch, PPO)
+def _minibatch_of_noise(agent: PPO, rows: int, device: torch.device) -> TensorDict:
     observation = torch.randn(rows, agent.spec()["observation_dim"], device=device)
-    with torch.no_grad():
-        drawn = scratch.act(observation, deterministic=False)
+    drawn = agent.explore(observation)
     advantage, value_target = torch.randn(2, rows, device=device)
     batch = TensorDict(
         {
@@ -170,14 +168,7 @@ def _losses_of_noise(agent: Agent, rows: int, device: torch.device, compiled: bo
         },
         batch_size=[rows],
     )
-    batch = scratch.prepare(batch)
-    if compiled:
-        scratch.compile_losses()
-
-    def learn(ppo: PPO = scratch) -> None:
-        ppo.objective(batch)[0].backward()
-
-    return learn
+    return agent.prepare(batch)
 
 
 def trading_outcome(
