@@ -9,7 +9,7 @@ benchmarks/.venvs, built at the first call. Numbers of figures (G1, ...) are tho
 import argparse
 import importlib
 
-import torch
+from trade_agent.training.device import DeviceManager
 
 GROUPS = (
     "env",
@@ -34,7 +34,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=GROUPS, default=GROUPS)
     parser.add_argument("--repeats", type=int, default=5, help="runs of each side; the median counts")
     options = parser.parse_args()
-    torch.set_num_threads(1)
+    DeviceManager(name="cpu", threads=1)  # as runs do it
     for group in options.only:
         importlib.import_module(f"benchmarks.speed.{group}").measure(options.repeats)
 

@@ -1,6 +1,10 @@
 """Choice of device and threads, and lines of progress."""
 
 import io
+import mmap
+import platform
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -150,3 +154,37 @@ def test_a_terminal_gets_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "forecaster" in screen.getvalue()
     assert "3/3" in screen.getvalue()
     assert "loss 0.5" in screen.getvalue()
+
+
+FREED = """
+import resource, sys
+import torch
+from trade_agent.training.device import DeviceManager
+
+if sys.argv[1] == "kept":
+    DeviceManager(name="cpu", threads=1)
+
+
+def work():
+    parts = [torch.ones(1 << 17) for _ in range(8)]  # 512 KiB each
+    del parts
+
+
+for _ in range(3):
+    work()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(20):
+    work()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other allocators have other rules")
+def test_what_an_update_frees_is_there_for_the_next_one() -> None:
+    page_faults = {
+        way: int(subprocess.run([sys.executable, "-c", FREED, way], capture_output=True, check=True, text=True).stdout)
+        for way in ("kept", "given back")
+    }
+    pages = 20 * 4 * 2**20 // mmap.PAGESIZE
+    assert page_faults["given back"] > pages // 2  # else there is nothing to show here
+    assert page_faults["kept"] < pages // 100
