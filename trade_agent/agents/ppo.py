@@ -26,7 +26,7 @@ from trade_agent.networks.mlp import build_mlp, orthogonal_init
 
 # Random numbers are those that PyTorch draws without compiling. On a CPU its tanh takes five times as long as an
 # exponential; 2 / (1 + exp(-2x)) - 1 is off by 2e-7 at most.
-FUSED = {"fallback_random": True, "cpp.use_decompose_tanh": True}
+FUSED: dict[str, Any] = {"fallback_random": True, "cpp.use_decompose_tanh": True}
 
 
 def clipped_surrogate(log_ratio: Tensor, advantage: Tensor, clip: float) -> Tensor:

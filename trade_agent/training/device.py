@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import platform
 import resource
 import sys
 from dataclasses import dataclass
@@ -102,10 +103,10 @@ def keep_freed_memory() -> None:
     next one asks for again, and the system hands it out anew page by page: 7 % of a SAC update of networks of
     [256, 256].
     """
-    allocator = ctypes.CDLL(None) if sys.platform == "linux" else None
-    if hasattr(allocator, "mallopt"):
-        allocator.mallopt(M_MMAP_THRESHOLD, 32 << 20)  # where its own adaptive threshold ends, too
-        allocator.mallopt(M_TRIM_THRESHOLD, 256 << 20)
+    if platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL(None)
+        libc.mallopt(M_MMAP_THRESHOLD, 32 << 20)  # where its own adaptive threshold ends, too
+        libc.mallopt(M_TRIM_THRESHOLD, 256 << 20)
 
 
 def available_cores() -> int:
