@@ -2,7 +2,7 @@
 # make test       sets up what tests need, then runs the default suite
 # make test-all   everything this machine can run; starts with make test
 # make cluster-test  brings up a SLURM on this host, runs sweeps through failures on it, takes it down; Debian, root
-# make bench      the benchmarks
+# make bench      times the stages; README says how the other benchmarks are run
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin

@@ -33,7 +33,7 @@ def with_smoke_profile(command: str) -> str:
 
 
 def test_the_readme_has_the_commands_these_tests_know() -> None:
-    assert len(commands()) == 27
+    assert len(commands()) == 29
     assert {command.split()[0] for command in commands()} == {"python", "trade-agent"}
     assert "python train.py stage=hybrid model=sac" in (ROOT / "Makefile").read_text(encoding="utf-8")
 

@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 import torch
 
+from trade_agent.agents.builders import agent_from_spec
 from trade_agent.config.load import compose_config, load_config
 from trade_agent.config.schema import AgentModel
 from trade_agent.envs.rules import MarketRules
+from trade_agent.errors import ConfigError
 from trade_agent.training.models import agent_spec, folds_from_state, folds_to_state
 from trade_agent.training.supervised import Fold
 
@@ -67,6 +69,16 @@ def test_every_setting_of_an_agent_reaches_it(name: str, settings: dict[str, Any
     assert isinstance(model, AgentModel)
     spec = agent_spec(model, observation_dim=5, action_dim=1)
     assert {key: spec[RENAMED.get(key, key)] for key in settings} == settings
+
+
+@pytest.mark.parametrize("name", ["ppo", "sac", "td3"])
+def test_gradients_need_not_be_clipped(name: str) -> None:
+    model = load_config(compose_config(["stage=rl", f"model={name}", "model.max_grad_norm=null"])).model
+    assert isinstance(model, AgentModel)
+    agent = agent_from_spec(agent_spec(model, observation_dim=5, action_dim=1), device=torch.device("cpu"))
+    assert agent.max_grad_norm is None
+    with pytest.raises(ConfigError, match="learning_rate"):
+        load_config(compose_config(["stage=rl", f"model={name}", "model.learning_rate=null"]))
 
 
 def test_positions_are_weights_in_a_market_and_actions_where_there_is_none() -> None:

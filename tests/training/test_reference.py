@@ -2,24 +2,28 @@
 
 import copy
 import json
+import math
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import gymnasium
 import numpy as np
 import pytest
 import torch
+from gymnasium.envs.registration import EnvSpec
+from gymnasium.spaces import Box
 
 from trade_agent import safe_io
 from trade_agent.agents.base import Agent
 from trade_agent.config.load import compose_config, load_config
 from trade_agent.envs.gymnasium_tasks import PlayedEpisodes
-from trade_agent.errors import ConfigError
+from trade_agent.errors import ConfigError, TrainingDivergedError
 from trade_agent.training import reference
 from trade_agent.training.models import agent_from_state
-from trade_agent.training.reference import EVALUATION_SEEDS, ReferenceResult
+from trade_agent.training.reference import CHECK_SEEDS, EVALUATION_SEEDS, ReferenceResult
 from trade_agent.training.unified_manager import UnifiedTrainingManager
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -127,6 +131,42 @@ def test_a_task_that_cannot_be_used_is_refused_before_anything_is_written(
 def test_a_stage_that_needs_a_market_is_refused() -> None:
     with pytest.raises(ConfigError, match="needs a market"):
         load_config(compose_config(["stage=hybrid", "env=gymnasium"]))
+
+
+@pytest.mark.parametrize("choice", ["true", "auto"])
+def test_compiling_is_for_markets(choice: str) -> None:
+    with pytest.raises(ConfigError, match=f"device.compile={choice} is for a market"):
+        load_config(compose_config([*SMALL, "model=ppo", f"device.compile={choice}"]))
+
+
+class Pays(gymnasium.Env[Any, Any]):
+    """One step an episode. The reward is what was bought for it."""
+
+    observation_space = Box(-1.0, 1.0, (1,), np.float32)
+    action_space = Box(-1.0, 1.0, (1,), np.float32)
+
+    def __init__(self, reward: float) -> None:
+        self.reward = reward
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.checked = seed is not None and seed >= CHECK_SEEDS
+        return np.zeros(1, dtype=np.float32), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        return np.zeros(1, dtype=np.float32), self.reward if self.checked else 0.0, True, False, {}
+
+
+@pytest.mark.parametrize("reward", [math.nan, math.inf])
+@pytest.mark.parametrize("copies", [1, 2])
+def test_a_task_whose_checks_are_no_numbers_ends_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, copies: int, reward: float
+) -> None:
+    spec = EnvSpec("Pays-v0", entry_point=Pays, kwargs={"reward": reward})
+    monkeypatch.setitem(gymnasium.registry, "Pays-v0", spec)
+    options = ["model=td3", "env.id=Pays-v0", f"stage.copies={copies}", "trainer.divergence_retries=0"]
+    with pytest.raises(TrainingDivergedError, match="Pays-v0 gave a mean return"):
+        run(tmp_path, *options)
 
 
 def test_the_command_line_ends_with_the_figure(tmp_path: Path) -> None:

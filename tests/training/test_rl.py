@@ -111,7 +111,7 @@ def test_for_several_processes_or_copies_the_market_alone_is_compiled_and_only_w
 
     monkeypatch.setattr(trading, "TrainingMarket", spy)
     monkeypatch.setattr(trading, "choose_compiled", lambda *arguments, **named: True)
-    monkeypatch.setattr(PPO, "compile_losses", lambda agent: given.update(agent=agent))
+    monkeypatch.setattr(PPO, "fuse", lambda agent: given.update(agent=agent))
     monkeypatch.setattr(ProgressReporter, "say", lambda reporter, line: lines.append(line))
     config = trained.settings("stage=rl", f"model={model}", f"device.compile={asked}")
     context = replace(trained.context(tmp_path, config), world=Two(size=processes))
@@ -124,7 +124,7 @@ def test_for_several_processes_or_copies_the_market_alone_is_compiled_and_only_w
         ("auto", 2): ["  device.compile=auto: eager, of several processes each would choose for itself"],
         ("auto", 1): ["  device.compile=auto: eager, both ways are timed for one agent only"],
     }
-    of_losses = ["  device.compile: the market only, losses of several processes or copies stay eager"]
+    of_losses = ["  device.compile: the market only, agents of several processes or copies stay eager"]
     assert lines == told.get((asked, processes), of_losses if model == "ppo" else [])
 
 

@@ -75,7 +75,7 @@ class PPO(nn.Module):
         value_coefficient: float = 0.5,
         entropy_coefficient: float = 0.0,
         initial_log_std: float = 0.0,
-        max_grad_norm: float = 0.5,
+        max_grad_norm: float | None = 0.5,
         adam_eps: float = 1e-5,
         normalise_observation: bool = False,
         normalise_reward: bool = False,

@@ -44,7 +44,7 @@ def check_value(name: str, value: Any, metadata: dict[str, Any]) -> None:
     if options and value not in options:
         known = ", ".join(str(option).lower() if isinstance(option, bool) else option for option in options)
         raise ConfigError(f"{name}={value} is not a choice", f"use one of {known}")
-    if "low" not in metadata:
+    if "low" not in metadata or value is None:
         return
     low, high = metadata["low"], metadata["high"]
     if isinstance(value, list) and len(value) < metadata.get("min_length", 0):
@@ -66,8 +66,15 @@ def check_stage_and_model(config: TrainingConfig) -> None:
 
 
 def check_task(config: TrainingConfig) -> None:
-    if isinstance(config.env, schema.GymnasiumConfig) and config.stage.name != "rl":
+    if not isinstance(config.env, schema.GymnasiumConfig):
+        return
+    if config.stage.name != "rl":
         raise ConfigError(f"stage={config.stage.name} needs a market, and env=gymnasium is none", "use stage=rl")
+    if config.device.compile is not False:
+        raise ConfigError(
+            f"device.compile={str(config.device.compile).lower()} is for a market, and env=gymnasium is none",
+            "leave device.compile=false",
+        )
 
 
 def check_market(env: schema.EnvConfig) -> None:

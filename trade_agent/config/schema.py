@@ -15,7 +15,7 @@ SYNTHETIC_MARKETS = ("leak", "garleanu_pedersen", "noise", "ar", "regimes", "sea
 
 
 def number(low: float, high: float, default: Any = MISSING) -> Any:
-    """A field whose value lies in the closed range [low, high]."""
+    """A field whose value lies in the closed range [low, high], or is None where its type allows that."""
     return field(default=default, metadata={"low": low, "high": high})
 
 
@@ -110,7 +110,7 @@ class PpoModel(AgentModel):
     clip_epsilon: float = number(1e-3, 10.0)
     entropy_coefficient: float = number(0.0, 10.0)
     value_coefficient: float = number(0.0, 10.0)
-    max_grad_norm: float = number(1e-6, 1e6)
+    max_grad_norm: float | None = number(1e-6, 1e6)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -121,7 +121,7 @@ class OffPolicyModel(AgentModel):
     replay_capacity: int = number(100, 1_000_000_000)
     warmup_env_steps: int = number(0, 1_000_000_000)
     env_steps_per_update: int = number(1, 1_000_000)
-    max_grad_norm: float = number(1e-6, 1e6)
+    max_grad_norm: float | None = number(1e-6, 1e6)
 
 
 @dataclass(kw_only=True, slots=True)

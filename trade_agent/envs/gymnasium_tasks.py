@@ -23,15 +23,6 @@ Floats = NDArray[np.float64]
 Act = Callable[[Tensor], Tensor]  # observation [B, K] -> action [B, A] in [-1, 1]
 
 
-class Task(NamedTuple):
-    """What a task is to an agent. `max_episode_steps` is None where the task itself ends every episode."""
-
-    id: str
-    observation_dim: int
-    action_dim: int
-    max_episode_steps: int | None
-
-
 class PlayedEpisodes(NamedTuple):
     """Finished episodes, one value each."""
 
@@ -65,15 +56,6 @@ def remedy_of(error: Exception) -> str:
     if isinstance(error, gymnasium.error.DependencyNotInstalled):
         return "pip install 'trade-agent[reference]', or what the task's own page asks for"
     return "see python -c 'import gymnasium; gymnasium.pprint_registry()'"
-
-
-def describe_task(task_id: str) -> Task:
-    """Raises ConfigError, see `make_env`."""
-    env = make_env(task_id)
-    limit = env.spec.max_episode_steps if env.spec else None
-    task = Task(task_id, size(env.observation_space), size(env.action_space), limit)
-    env.close()
-    return task
 
 
 class GymnasiumTasks:

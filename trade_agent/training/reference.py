@@ -4,6 +4,7 @@ It proves the agents against published figures. Weights, curve and result stay i
 """
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from trade_agent.agents.base import Agent
 from trade_agent.agents.copies import agents_from_spec, members_of
 from trade_agent.config.schema import AgentModel, GymnasiumConfig, RlStage, TrainingConfig
 from trade_agent.envs.gymnasium_tasks import GymnasiumTasks, PlayedEpisodes, play
+from trade_agent.errors import TrainingDivergedError
 from trade_agent.registry.metadata import finite
 from trade_agent.training.agent_loop import History, loop_env_steps, train_in
 from trade_agent.training.checkpoint import Checkpoints
@@ -147,7 +149,8 @@ def train_task(
         env_config.id,
         num_envs=num_envs * copies,
         reward_scale=model.reward_scale,
-        seed=config.seed * 10_000 + world.rank * num_envs,  # the environments follow it: two runs share no episode
+        # The environments follow it: two runs share no episode.
+        seed=config.seed * 10_000 + world.rank * num_envs * copies,
         device=device,
     )
     spec = agent_spec(model, observation_dim=envs.private_dim, action_dim=envs.action_dim)
@@ -167,8 +170,13 @@ def train_task(
         score = max(scores)
         checks.append((env_steps, score))
         progress.say(f"  {env_steps:,} steps: mean return {score:.1f}")
-        contest.consider(scores, env_steps)
         watch.validated(env_steps, {"mean_return": score})
+        if not all(math.isfinite(each) for each in scores):
+            raise TrainingDivergedError(
+                f"{env_config.id} gave a mean return of {scores} after {env_steps} environment steps",
+                "lower model.learning_rate, or look for NaN and infinity in the rewards of the task",
+            )
+        contest.consider(scores, env_steps)
 
     def observe(t: Tensor, private: Tensor) -> Tensor:
         return private

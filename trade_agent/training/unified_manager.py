@@ -13,7 +13,7 @@ import torch
 from trade_agent.config import schema
 from trade_agent.config.load import content, leaves
 from trade_agent.config.schema import TrainingConfig
-from trade_agent.envs.gymnasium_tasks import describe_task
+from trade_agent.envs.gymnasium_tasks import make_env
 from trade_agent.errors import ConfigError, DataError, TrainingDivergedError, TrialPrunedError
 from trade_agent.evaluation.grading import GradePolicy, policy_from_dict
 from trade_agent.registry.environment import describe_environment
@@ -178,7 +178,7 @@ class UnifiedTrainingManager:
         if self.world.main:
             require_monitoring(self.config.monitoring)
         if isinstance(self.config.env, schema.GymnasiumConfig):
-            describe_task(self.config.env.id)
+            make_env(self.config.env.id).close()  # refuses what the agents cannot act in
             assert isinstance(self.config.model, schema.AgentModel)
             self._check_shares(self.config.stage, self.config.model)
 
