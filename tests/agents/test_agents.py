@@ -363,6 +363,19 @@ def test_ppo_start_is_nearly_the_same_action_everywhere():
     assert agent.optimizer.defaults["eps"] == 1e-5
 
 
+@pytest.mark.parametrize("policy", ["gaussian", "beta", "categorical"])
+def test_networks_of_ppo_start_orthogonal_with_the_gain_of_their_place(policy):
+    agent = make("ppo", hidden_dims=(32, 16), policy=policy, actions=[-1.0, 0.0, 1.0])
+    for network, output_gain in ((agent.policy, 0.01), (agent.critic, 1.0)):
+        layers = [module for module in network.modules() if isinstance(module, nn.Linear)]
+        for layer, gain in zip(layers, (2.0**0.5, 2.0**0.5, output_gain), strict=True):
+            weight = layer.weight.detach()
+            rows, columns = weight.shape
+            product = weight @ weight.T if rows <= columns else weight.T @ weight
+            assert_close(product, gain**2 * torch.eye(min(rows, columns)), atol=1e-5 * gain**2, rtol=0.0)
+            assert not layer.bias.any()
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("name", NAMES)

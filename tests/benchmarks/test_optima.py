@@ -1,14 +1,28 @@
 """The optima that the agents are measured against are right: each is found again in another way."""
 
 import itertools
+from pathlib import Path
 from statistics import NormalDist
 
 import numpy as np
 import pytest
 
+from benchmarks.learning import tasks
+from benchmarks.learning.setting import Floats, blocks, compose, stage_context
+from benchmarks.learning.signal_markets import (
+    GP_BARS,
+    LEAK_ACCOUNTS,
+    gp_model,
+    gp_policy,
+    gp_value,
+    leak_growth,
+    leak_policy,
+    solved_leak,
+)
 from benchmarks.optima import bayes, garleanu_pedersen, leak
 from benchmarks.optima.garleanu_pedersen import Model, Policy
 from trade_agent.data import synthetic
+from trade_agent.training.dataset import MarketDataset
 
 NORMAL = NormalDist()
 COST = 0.001
@@ -107,6 +121,68 @@ def test_the_value_equals_a_simulation() -> None:
     error = total.std() / np.sqrt(paths)
     assert abs(total.mean() - garleanu_pedersen.value(GP, policy, DEVIATION)) < 3.0 * error
     assert error < 0.01 * total.mean()
+
+
+# ------------------------------------------------------------------------------------------------ in the market
+
+
+def market(name: str, signal: str, num_bars: int, folder: Path) -> MarketDataset:
+    """Bars and rules of a benchmark as the command line makes them, nearly all of the bars for the test."""
+    groups = ("stage=rl", "model=ppo", f"data={name}", f"env={name}")
+    config = compose((*groups, tasks.signals(signal), *tasks.test_rows(num_bars, 0.1, 0.04)), seed=1)
+    return stage_context(config, window_bars=1, horizons=[1], folder=folder).dataset
+
+
+@pytest.mark.slow
+def test_the_optimum_of_the_leak_is_what_its_policy_earns_in_the_market(tmp_path: Path) -> None:
+    dataset = market("leak", "leak", 25_000, tmp_path)
+    optimum, signal = solved_leak(dataset), dataset.bars.signals["leak"][:, 0]
+    starts, num_bars = blocks(dataset.split.test, LEAK_ACCOUNTS)
+    weight, total = np.zeros(LEAK_ACCOUNTS), np.zeros(LEAK_ACCOUNTS)
+    for bar in range(num_bars):  # the recursion of the module's first lines, on the bars of the market
+        r = signal[np.array(starts) + bar]
+        target = optimum.targets(weight, r)
+        after = 1.0 + target * np.expm1(r) - COST * np.abs(target - weight)
+        total, weight = total + np.log(after), target * np.exp(r) / after
+    earned = leak_growth(dataset)(leak_policy(optimum, signal))
+    assert optimum.cost == pytest.approx(COST)
+    assert earned == pytest.approx(total.mean() / num_bars * 1e4, rel=1e-6)
+    assert earned == pytest.approx(optimum.growth * 1e4, rel=0.03)  # the standard error of 20,000 bars is 1 %
+
+
+@pytest.fixture(scope="module")
+def gp_dataset(tmp_path_factory: pytest.TempPathFactory) -> MarketDataset:
+    return market("garleanu_pedersen", "factor", 60_000, tmp_path_factory.mktemp("market"))
+
+
+def test_rules_of_the_config_are_the_model_of_the_paper(gp_dataset: MarketDataset) -> None:
+    """What conf/env/garleanu_pedersen.yaml says of its own numbers."""
+    model = gp_model(gp_dataset.rules, 0.9)
+    policy = garleanu_pedersen.closed_form(model)
+    assert (model.risk_aversion, model.cost) == (450.0, pytest.approx(1500.0))
+    assert policy.rate == pytest.approx(0.396, abs=0.001)
+    assert 5.0 * policy.aim_per_factor * DEVIATION == pytest.approx(0.993, abs=0.001)
+    assert gp_dataset.rules.max_weight == 1.0
+
+
+def test_the_closed_form_is_what_its_policy_earns_in_the_market(gp_dataset: MarketDataset) -> None:
+    rows, factor = gp_dataset.split.test, gp_dataset.bars.signals["factor"][:, 0]
+    growth = (gp_dataset.bars.close / gp_dataset.bars.open)[:, 0]
+    policy = garleanu_pedersen.closed_form(GP)
+    starts = np.arange(rows.start, rows.stop - GP_BARS - 1, 25)
+    held: Floats = np.zeros(len(starts))
+    expected = realised = 0.0
+    for bar in range(GP_BARS):
+        position = policy.position(held, factor[starts + bar])
+        cost = 0.5 * GP.cost * GP.volatility**2 * (position - held) ** 2
+        risk = 0.5 * GP.risk_aversion * GP.volatility**2 * position**2
+        profit = position * (growth[starts + bar + 1] - 1.0) - cost
+        expected += GP.discount**bar * (position * factor[starts + bar] - risk - cost).mean()
+        realised += GP.discount**bar * (profit - 0.5 * GP.risk_aversion * profit**2).mean()
+        held = position * growth[starts + bar + 1]  # shares are held, not notional
+    in_market = gp_value(gp_dataset, GP.discount)(gp_policy(policy, factor, gp_dataset.rules.max_weight))
+    assert in_market == pytest.approx((expected * 1e4, realised * 1e4), rel=1e-6)
+    assert in_market[0] == pytest.approx(garleanu_pedersen.value(GP, policy, DEVIATION) * 1e4, rel=0.03)
 
 
 # ------------------------------------------------------------------------------------------------ Bayes filters

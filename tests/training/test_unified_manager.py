@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import optuna
 import pytest
 from optuna.trial import TrialState
@@ -18,7 +19,9 @@ from trade_agent.search.sweeps import FOLDER
 from trade_agent.search.trial import StudyTrial
 from trade_agent.training import unified_manager
 from trade_agent.training.checkpoint import no_checkpoints
+from trade_agent.training.models import policy_from_state
 from trade_agent.training.monitoring.watch import Watch
+from trade_agent.training.stages.trading import backtest
 from trade_agent.training.unified_manager import UnifiedTrainingManager
 
 CONTRACT = {
@@ -110,6 +113,25 @@ def test_splits_are_apart_by_window_and_horizon(trained: Any) -> None:
     assert split.train.stop + 8 + 2 <= split.validation.start
     assert split.validation.stop + 8 + 2 <= split.test.start
     assert trained.dataset.pipeline.fitted_rows == split.train
+
+
+def test_the_verdict_on_every_trading_model_is_that_of_the_test_rows(trained: Any) -> None:
+    dataset, registry = trained.dataset, ModelRegistry(trained.root / "models")
+    split, times = dataset.split, np.datetime_as_string(dataset.bars.timestamps, unit="s")
+    trading = {key: folder for key, folder in folders(trained).items() if key != "cnn_lstm"}
+    assert len(trading) == 7
+    for key, folder in trading.items():
+        result = read(folder / "result.json")
+        policy = policy_from_state(registry.load(result["model_id"]).state, dataset.features)
+
+        def metrics(rows: range, policy: Any = policy) -> Any:
+            return pytest.approx(backtest(dataset, policy, rows).metrics(), rel=1e-9)
+
+        told = result["report"]
+        first, last = times[split.test.start], times[split.test.stop - 1]
+        assert (told["first_time"], told["last_time"], told["num_bars"]) == (first, last, len(split.test) - 1), key
+        assert result["metrics"] == told["metrics"] == metrics(split.test), key
+        assert result["validation"] == metrics(split.validation), key
 
 
 def test_every_stored_model_verifies(trained: Any) -> None:
