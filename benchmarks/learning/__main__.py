@@ -1,6 +1,6 @@
 """Proof that the agents learn: markets whose best possible result is known, and how much of it is reached.
 
-    python -m benchmarks.learning [--only leak noise] [--variants ppo] [--seeds 3] [--workers 1]
+    python -m benchmarks.learning [--only leak,noise] [--variants ppo] [--seeds 3] [--workers 1]
 
 Prints one JSON line a figure and draws learned against optimal policies. A unit (task, variant, seed) that is finished
 leaves a small file in the results folder, and is not run again while its settings stay the same; what is not finished
@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.arguments import Names
 from benchmarks.learning.figures import AXES, figures, plot_policies
 from benchmarks.learning.tasks import TASKS, Task
 from benchmarks.machine import machine
@@ -27,12 +28,13 @@ from trade_agent import safe_io
 FOLDER = Path(__file__).resolve().parents[1]
 RESULTS = FOLDER / "results/learning"
 DEFAULT_SEEDS = 3
+VARIANTS = sorted({variant for task in TASKS.values() for variant in task.variants})
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", nargs="+", default=list(TASKS), choices=list(TASKS), metavar="TASK")
-    parser.add_argument("--variants", nargs="+", help="only these algorithms or markets")
+    parser.add_argument("--only", action=Names, known=list(TASKS), help="tasks")
+    parser.add_argument("--variants", action=Names, known=VARIANTS, help="algorithms or markets")
     parser.add_argument("--seeds", type=int, default=DEFAULT_SEEDS, help="of the tasks that do not fix their number")
     parser.add_argument("--workers", type=int, default=1, help="units at a time, one core each")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the finished units")
@@ -47,8 +49,8 @@ def main() -> None:
     report(options.only, options.variants, options.seeds, options.results)
 
 
-def chosen(name: str, variants: list[str] | None) -> list[str]:
-    return [variant for variant in TASKS[name].variants if variants is None or variant in variants]
+def chosen(name: str, variants: list[str]) -> list[str]:
+    return [variant for variant in TASKS[name].variants if variant in variants]
 
 
 def seeds_of(task: Task, seeds: int) -> int:
@@ -110,7 +112,7 @@ def run_unit(name: str, variant: str, seed: int, results: Path) -> None:
     )
 
 
-def report(names: list[str], variants: list[str] | None, seeds: int, results: Path) -> None:
+def report(names: list[str], variants: list[str], seeds: int, results: Path) -> None:
     """One JSON line a figure and the pictures, from all results that are there."""
     for name in names:
         task, curves = TASKS[name], {}

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from benchmarks.speed.measure import Figure, in_turn, seconds
-from benchmarks.speed.peer import Peer
+from benchmarks.speed.peer import Peer, reported_if_missing
 from trade_agent.networks.cnn_lstm import CNNLSTM, gather_windows
 from trade_agent.training.checkpoint import no_checkpoints
 from trade_agent.training.supervised import FitSettings, Targets, fit_forecaster, forecast_loss
@@ -38,7 +38,8 @@ def network(num_features: int) -> CNNLSTM:
 
 def measure(repeats: int) -> None:
     against_dataloader(repeats)
-    against_neuralforecast(repeats)
+    with reported_if_missing("G13 forecaster training, against neuralforecast LSTM", "neuralforecast"):
+        against_neuralforecast(repeats)
 
 
 def against_dataloader(repeats: int) -> None:

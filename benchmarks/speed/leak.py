@@ -19,10 +19,11 @@ from benchmarks.learning.setting import Policy
 from benchmarks.learning.signal_markets import SignalAgent, leak_growth, leak_policy, prepare, solved_leak
 from benchmarks.learning.tasks import TASKS
 from benchmarks.speed.measure import Figure, seconds
-from benchmarks.speed.peer import Peer
+from benchmarks.speed.peer import Peer, reported_if_missing
 from trade_agent.training.stages.context import StageContext
 
 SHARE = 0.9
+FIGURE = f"G7 PPO to {SHARE:.0%} of the optimum of the leak market"
 ROUND, PEER_ROUND = 4_096, 10_240  # env steps between two looks
 PATIENCE = 25.0
 SEEDS = 3  # at most: a run takes the peer minutes
@@ -33,10 +34,15 @@ class ArrivedError(Exception):
 
 
 def measure(repeats: int) -> None:
+    with reported_if_missing(FIGURE, "Stable-Baselines3"):
+        races_of(repeats)
+
+
+def races_of(repeats: int) -> None:
     races = [race(seed) for seed in range(1, min(repeats, SEEDS) + 1)]
     stopped = sum(not each.arrived for each in races)
     Figure(
-        figure=f"G7 PPO to {SHARE:.0%} of the optimum of the leak market",
+        figure=FIGURE,
         unit="s",
         ours=statistics.median(each.ours for each in races),
         peer=statistics.median(each.peer for each in races),

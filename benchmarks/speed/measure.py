@@ -27,16 +27,24 @@ def in_turn(ours: Callable[[], float], peer: Callable[[], float], repeats: int) 
     return statistics.median(pair[0] for pair in pairs), statistics.median(pair[1] for pair in pairs)
 
 
+def first_run(figure: str, run: Callable[[], object]) -> None:
+    """Print what the first run takes, in which kernels are built: on the clock, for compilers are other processes."""
+    started = time.perf_counter()
+    run()
+    taken = time.perf_counter() - started
+    Figure(figure=f"{figure}: first run, which builds its kernels", unit="s on the clock", ours=taken).print()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Figure:
     """One line of the output. ``ratio`` is how many times faster we are; ``agrees`` False makes it void.
 
-    agrees None: there is nothing that both sides compute alike; ``remark`` says why.
+    agrees None: there is nothing that both sides compute alike; ``remark`` says why. ours None: not measured.
     """
 
     figure: str
     unit: str
-    ours: float
+    ours: float | None
     peer: float | None = None
     peer_name: str | None = None
     ratio: float | None = None

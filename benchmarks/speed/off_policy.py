@@ -12,7 +12,7 @@ from torchrl.data import ReplayBuffer as TorchRLReplayBuffer
 from torchrl.objectives import LossModule, SoftUpdate
 
 from benchmarks.speed.measure import Figure, in_turn, seconds
-from benchmarks.speed.peer import Peer
+from benchmarks.speed.peer import Peer, reported_if_missing
 from trade_agent.agents.base import transition_batch
 from trade_agent.agents.replay import ReplayBuffer, Transitions
 from trade_agent.agents.sac import SAC
@@ -67,6 +67,7 @@ def measure_updates(
 ) -> None:
     """Against Stable-Baselines3 and against TorchRL's loss module with its own replay buffer."""
     data, generator = make_data(), torch.Generator().manual_seed(1)
+    as_torchrl = losses_of_torchrl_agree(agent, loss, data)  # before either learns
 
     def ours() -> float:
         return seconds(
@@ -76,7 +77,11 @@ def measure_updates(
             ]
         )
 
-    with tempfile.TemporaryDirectory() as folder, Peer("stable_baselines3") as peer:
+    with (
+        reported_if_missing(f"{figure}, against Stable-Baselines3", "Stable-Baselines3"),
+        tempfile.TemporaryDirectory() as folder,
+        Peer("stable_baselines3") as peer,
+    ):
         agrees = losses_agree(agent, data, peer, Path(folder))
         path = _save(Path(folder, "transitions.npz"), data.arrays())
         versions = peer.ask("off_policy", algorithm=agent.name, path=path, hidden=HIDDEN)
@@ -84,7 +89,22 @@ def measure_updates(
         _line(figure, side, other, "Stable-Baselines3", targets[0], agrees, versions)
     theirs = torchrl_updates(loss, data)
     side, other = in_turn(ours, lambda: seconds(theirs), repeats)
-    _line(figure, side, other, "TorchRL loss module", targets[1], True, None)
+    _line(figure, side, other, "TorchRL loss module", targets[1], as_torchrl, None)
+
+
+def losses_of_torchrl_agree(agent: SAC | TD3, loss: LossModule, data: Data) -> bool:
+    """All losses of one batch with the same weights and the same noise."""
+    batch = transition_batch(**{key: torch.as_tensor(value) for key, value in data.arrays(BATCH).items()})
+    torch.manual_seed(0)
+    theirs = loss(batch.clone())
+    torch.manual_seed(0)
+    batch = agent.prepare(batch)
+    if isinstance(agent, SAC):
+        losses = agent.losses(batch)
+        ours = {"loss_actor": losses.actor, "loss_qvalue": losses.critic, "loss_alpha": losses.alpha}
+    else:
+        ours = {"loss_actor": agent.actor_loss(batch), "loss_qvalue": agent.critic_loss(batch)[0]}
+    return all(torch.allclose(value, theirs[name], rtol=1e-5, atol=1e-5) for name, value in ours.items())
 
 
 def losses_agree(agent: SAC | TD3, data: Data, peer: Peer, folder: Path) -> bool:

@@ -5,9 +5,13 @@ import os
 import subprocess
 import sys
 import venv
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
+
+from benchmarks.speed.measure import Figure
 
 ROOT = Path(__file__).resolve().parents[2]
 VENVS = ROOT / "benchmarks" / ".venvs"
@@ -19,18 +23,37 @@ PACKAGES = {
 }
 
 
+class PeerMissingError(Exception):
+    """A peer cannot be installed here."""
+
+
 def python_of(name: str) -> Path:
-    """The interpreter of a peer's environment, which is built the first time."""
+    """The interpreter of a peer's environment, which is built the first time. Raises PeerMissingError."""
     folder = VENVS / name
     python, ready = folder / "bin" / "python", folder / ".ready"
     if not ready.exists():
-        print(f"building {folder.relative_to(ROOT)}", file=sys.stderr)
+        print(f"building {folder}", file=sys.stderr)
         venv.create(folder, with_pip=True)
         # The index of CPU builds, where it can be reached, spares gigabytes of CUDA.
         index = ["--extra-index-url", "https://download.pytorch.org/whl/cpu"] if TORCH in PACKAGES[name] else []
-        subprocess.run([python, "-m", "pip", "install", "--quiet", *index, *PACKAGES[name]], check=True)
+        command = [python, "-m", "pip", "install", "--quiet", *index, *PACKAGES[name]]
+        pip = subprocess.run(command, stderr=subprocess.PIPE, text=True)
+        if pip.returncode:
+            print(pip.stderr, file=sys.stderr)
+            errors = [line for line in pip.stderr.splitlines() if line.startswith("ERROR: ")]
+            reason = errors[-1].removeprefix("ERROR: ") if errors else f"pip ended with status {pip.returncode}"
+            raise PeerMissingError(f"{' and '.join(PACKAGES[name])} cannot be installed: {reason}")
         ready.touch()
     return python
+
+
+@contextmanager
+def reported_if_missing(figure: str, peer_name: str) -> Iterator[None]:
+    """Without its peer a figure is not measured: a line says so and why, and the program goes on behind the block."""
+    try:
+        yield
+    except PeerMissingError as error:
+        Figure(figure=figure, unit="not measured", ours=None, peer_name=peer_name, remark=str(error)).print()
 
 
 class Peer:

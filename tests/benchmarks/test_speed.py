@@ -1,5 +1,6 @@
 """The speed benchmark: its parts are there, a peer is asked over its pipe, and what does not agree has no ratio."""
 
+import argparse
 import importlib
 import json
 import os
@@ -12,14 +13,22 @@ from typing import Any
 import pytest
 import torch
 
+from benchmarks.arguments import Names
+from benchmarks.speed import forecaster, frozen, leak, off_policy, peer, replay, rollout, start
 from benchmarks.speed.__main__ import GROUPS
 from benchmarks.speed.cuda import captured_loop
-from benchmarks.speed.env import FREE, random_walk, same_profits
+from benchmarks.speed.env import FREE, _Steps, random_walk, same_profits
 from benchmarks.speed.loops import ALGORITHMS
 from benchmarks.speed.measure import Figure, in_turn
-from benchmarks.speed.peer import PACKAGES
+from benchmarks.speed.peer import PACKAGES, Peer
 from benchmarks.speed.seeds import seeds_in_one_batch
+from trade_agent.agents.sac import SAC
+from trade_agent.agents.td3 import TD3
+from trade_agent.agents.torchrl_modules import sac_loss, td3_loss
+from trade_agent.envs.episodes import observe
+from trade_agent.envs.market import MarketState, reset
 from trade_agent.envs.rules import MarketRules
+from trade_agent.envs.series import MarketSeries
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -32,6 +41,40 @@ def test_every_group_can_be_measured(group: str) -> None:
 def test_every_peer_has_packages_and_a_program() -> None:
     programs = {path.stem for path in (ROOT / "benchmarks" / "speed" / "peers").glob("*.py")}
     assert programs - {"serve"} == set(PACKAGES)
+
+
+@pytest.mark.parametrize("given", [["env,ppo"], ["env", "ppo"], ["env,", "ppo"]])
+def test_names_may_have_spaces_or_commas_between_them(given: list[str]) -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--only", action=Names, known=GROUPS)
+    assert parser.parse_args(["--only", *given]).only == ["env", "ppo"]
+    assert parser.parse_args([]).only == list(GROUPS)
+
+
+def test_an_unknown_name_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--only", action=Names, known=("env", "ppo"))
+    with pytest.raises(SystemExit) as ended:
+        parser.parse_args(["--only", "env,sax"])
+    assert ended.value.code == 2
+    assert "--only: there is no 'sax', choose from env, ppo" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_peer_that_cannot_be_installed_is_told_and_ends_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(peer, "VENVS", tmp_path)
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.delenv("PIP_FIND_LINKS", raising=False)
+    leak.measure(1)
+    line = json.loads(capsys.readouterr().out)
+    assert (line["ours"], line["peer"], line["ratio"]) == (None, None, None)
+    assert line["peer_name"] == "Stable-Baselines3"
+    assert "stable-baselines3==2.9.0 cannot be installed: No matching distribution" in line["remark"]
+    with pytest.raises(peer.PeerMissingError):  # half an environment is none
+        Peer("stable_baselines3")
 
 
 def test_the_median_counts_and_the_first_run_does_not() -> None:
@@ -56,6 +99,41 @@ def test_profits_of_another_tape_do_not_agree() -> None:
     profit = float(close[33] / close[31])
     assert same_profits(series, rules, [1, 1, 0], [1.0, 1.0, profit])
     assert not same_profits(series, rules, [1, 0, 0], [1.0, 1.0, profit])
+
+
+def test_equity_of_other_steps_does_not_agree() -> None:
+    steps = _Steps(random_walk(200), MarketRules(), None, num_envs=8, compiled=False)
+    assert steps.as_plain()
+    steps._play, plain = (lambda state, actions: plain(state, 0.999 * actions)), steps._play
+    assert not steps.as_plain()
+
+
+@pytest.mark.filterwarnings("ignore:No target network updater")
+@pytest.mark.parametrize(("agent_class", "loss_of"), [(SAC, sac_loss), (TD3, td3_loss)])
+def test_losses_of_other_weights_do_not_agree(agent_class: Any, loss_of: Any) -> None:
+    torch.manual_seed(0)
+    data = off_policy.make_data()
+    agent = agent_class(observation_dim=off_policy.FEATURES + off_policy.PRIVATE, action_dim=1, hidden_dims=(16,))
+    loss = loss_of(agent)
+    assert off_policy.losses_of_torchrl_agree(agent, loss, data)
+    with torch.no_grad():
+        agent.critic.weights[0].add_(1e-3)
+    assert not off_policy.losses_of_torchrl_agree(agent, loss, data)
+
+
+def test_rewards_of_a_policy_that_sees_another_bar_do_not_agree(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    monkeypatch.setattr(rollout, "NUM_BARS", 400)
+    series, rules, features = random_walk(400), MarketRules(), torch.randn(400, 1, rollout.FEATURES)
+    agent = rollout.decided_agent(observe(series, rules, features, flat_accounts(series, rules)).shape[-1])
+    assert rollout.same_rollout(agent, series, rules, features)
+    monkeypatch.setattr(rollout, "observe", lambda *seen: observe(*seen[:2], features.roll(1, 0), seen[3]))
+    assert not rollout.same_rollout(agent, series, rules, features)
+
+
+def flat_accounts(series: MarketSeries, rules: MarketRules) -> MarketState:
+    start = torch.zeros(1, dtype=torch.int64)
+    return reset(series, rules, start, start + series.num_bars - 1)
 
 
 @pytest.mark.parametrize("alike", [True, False])
@@ -103,3 +181,43 @@ def test_seeds_in_one_batch_are_those_one_after_another(capsys: pytest.CaptureFi
     line = json.loads(capsys.readouterr().out)
     assert line["agrees"] is True
     assert line["ratio"] > 0.0
+
+
+def lines_of(capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+def test_replay_buffers_hand_out_the_same_rows(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(replay, "ROUNDS", 2)
+    replay.measure(1)
+    plain, tensordict = lines_of(capsys)
+    assert plain["agrees"] is tensordict["agrees"] is True
+    assert plain["ratio"] > 0.0
+
+
+def test_the_forecaster_sees_the_windows_of_a_dataloader(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(forecaster, "NUM_BARS", 300)
+    forecaster.against_dataloader(1)
+    (line,) = lines_of(capsys)
+    assert line["agrees"] is True
+    assert line["ratio"] > 0.0
+
+
+def test_an_agent_learns_with_a_frozen_forecaster_and_without(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(frozen, "ENV_STEPS", 200)
+    frozen.measure(1)
+    (line,) = lines_of(capsys)
+    assert line["ratio"] > 0.0
+    assert line["target"] == 1.1
+
+
+@pytest.mark.slow
+def test_both_commands_start_and_end(capsys: pytest.CaptureFixture[str]) -> None:
+    start.measure(1)
+    assert [line["ours"] > 0.0 for line in lines_of(capsys)] == [True, True]
