@@ -10,9 +10,10 @@ VALUES = np.array([[1.0, 5.0, 0.0], [2.0, 5.0, 0.0], [3.0, 5.0, 0.0], [4.0, 5.0,
 
 def fit_apply(name, values, **params):
     step, params = TRANSFORMS[name], dict(TRANSFORMS[name].defaults) | params
-    arrays = step.fit(values, params)
-    assert set(arrays) == set(step.arrays)
-    return arrays, step.apply(values, arrays, params)
+    fitted = [step.fit(column, params) for column in values.T]
+    assert all(set(numbers) == set(step.arrays) for numbers in fitted)
+    arrays = {key: [numbers[key] for numbers in fitted] for key in step.arrays}
+    return arrays, np.column_stack([step.apply(*pair, params) for pair in zip(values.T, fitted, strict=True)])
 
 
 def test_standard_scaler_by_hand():
@@ -34,7 +35,8 @@ def test_robust_scaler_by_hand():
 def test_winsorize_by_hand():
     arrays, limited = fit_apply("winsorize", VALUES, lower=0.25, upper=0.75)
     assert limited[:, 0].tolist() == [2.0, 2.0, 3.0, 4.0, 4.0]
-    assert TRANSFORMS["winsorize"].apply(np.full((1, 3), -99.0), arrays, {})[0].tolist() == [2.0, 5.0, 0.0]
+    assert arrays["lower"] == [2.0, 5.0, 0.0]
+    assert TRANSFORMS["winsorize"].apply(np.array([-99.0]), {"lower": 2.0, "upper": 4.0}, {}).tolist() == [2.0]
 
 
 def test_clip():

@@ -12,6 +12,7 @@ from trade_agent.data.bars import Bars
 from trade_agent.envs.series import MarketSeries
 from trade_agent.evaluation.backtest import run_policy
 from trade_agent.networks.encoders import WindowEncoder
+from trade_agent.training import dataset as dataset_module
 from trade_agent.training.dataset import with_pipeline
 from trade_agent.training.models import EnsemblePolicy, forecaster_from_state, policy_from_state
 
@@ -139,3 +140,7 @@ def test_a_pipeline_that_looks_ahead_is_found_on_the_data_of_the_run_and_graded_
     leaking = with_pipeline(dataset, dataset.pipeline)
     assert len(leaking.causality.leaks) == len(leaking.causality.points) == 8
     assert leaking.grade_inputs() == {"leaked": 1.0}
+    monkeypatch.setattr(dataset_module, "CAUSALITY_BARS", 100)
+    of_the_last = with_pipeline(dataset, dataset.pipeline).causality
+    assert len(of_the_last.leaks) == len(of_the_last.points) == 8
+    assert set(of_the_last.points) <= set(range(dataset.first_row, dataset.first_row + 100))

@@ -6,7 +6,7 @@ parameters, the steps applied to them and the bars they are made for. Its *conte
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -134,14 +134,11 @@ class PreprocessingPipeline:
                 f"cannot fit on {rows} of {bars.num_bars} bars", "give a non-empty range of bar indices with step 1"
             )
         past = bars.rows(0, rows.stop)
-        values = self._train_values(past, rows.start)
-        scaled = self._scaled(past.bar_seconds)
-        fitted = []
-        for step in self._transforms:
-            transform = TRANSFORMS[step.name]
-            arrays = transform.fit(values[:, scaled], step.params)
-            values[:, scaled] = transform.apply(values[:, scaled], arrays, step.params)
-            fitted.append(arrays)
+        columns = [self._fit_column(column) for column in self._train_columns(past, rows.start)]
+        fitted = [
+            {name: np.array([column[index][name] for column in columns]) for name in TRANSFORMS[step.name].arrays}
+            for index, step in enumerate(self._transforms)
+        ]
         self._fitted = _Fitted(
             bar_seconds=past.bar_seconds,
             masked=past.num_assets > 1 or not bool(past.tradable.all()),
@@ -168,15 +165,15 @@ class PreprocessingPipeline:
                 "give more bars or choose features with shorter windows",
             )
         names = self.feature_names
-        scaled = self._scaled(state.bar_seconds)
         table = np.zeros((bars.num_bars, bars.num_assets, len(names)), dtype=np.float32)
         for asset in range(bars.num_assets):
-            rows, values = self._asset_values(bars, asset)
-            part = values[:, scaled]
-            for step, arrays in zip(self._transforms, state.arrays, strict=True):
-                part = TRANSFORMS[step.name].apply(part, arrays, step.params)
-            values[:, scaled] = part
-            table[rows, asset, : values.shape[1]] = values
+            rows = self._usable_rows(bars, asset)
+            for column, (place, values) in enumerate(self._columns_of(bars, asset)):
+                if place is not None:
+                    for step, arrays in zip(self._transforms, state.arrays, strict=True):
+                        own = {name: array[place] for name, array in arrays.items()}
+                        values = TRANSFORMS[step.name].apply(values, own, step.params)
+                table[rows, asset, column] = values
             if state.masked:
                 table[rows, asset, -1] = 1.0
         return FeatureTable(table, names, warmup)
@@ -253,36 +250,54 @@ class PreprocessingPipeline:
         """[F] bool: which features the transforms act on."""
         return np.array([unit not in UNSCALED_UNITS for _, unit in self._outputs(bar_seconds)])
 
-    def _asset_values(self, bars: Bars, asset: int) -> tuple[np.ndarray, np.ndarray]:
-        """Bar indices [n] at which the asset's features are usable, and their raw values [n, F] float64."""
-        rows = np.flatnonzero(bars.tradable[:, asset])
-        width = len(self._outputs(bars.bar_seconds))
-        if len(rows) <= self.warmup_bars:
-            return rows[:0], np.empty((0, width))
-        series = _series(bars, asset, rows)
-        values = np.column_stack([FEATURES[step.name].compute(series, **step.params) for step in self._features])
-        values = values[self.warmup_bars :]
-        finite = np.isfinite(values)
-        if not finite.all():
-            row, column = np.argwhere(~finite)[0]
-            name, time = self._outputs(bars.bar_seconds)[column][0], series.timestamps[self.warmup_bars + row]
-            raise PreprocessingError(f"feature '{name}' of {bars.symbols[asset]} is {values[row, column]} at {time}")
-        return rows[self.warmup_bars :], values
+    def _usable_rows(self, bars: Bars, asset: int) -> np.ndarray:
+        """Bar indices [n] at which the asset's features are usable."""
+        return np.flatnonzero(bars.tradable[:, asset])[self.warmup_bars :]
 
-    def _train_values(self, past: Bars, start: int) -> np.ndarray:
-        """Raw values [N, F] of the usable rows from ``start`` on, one asset after the other."""
-        parts = []
-        for asset in range(past.num_assets):
-            rows, values = self._asset_values(past, asset)
-            parts.append(values[rows >= start])
-        pooled = np.concatenate(parts)
-        if len(pooled) < 2:
+    def _columns_of(self, bars: Bars, asset: int) -> Iterator[tuple[int | None, np.ndarray]]:
+        """Raw values [n] float64 of one feature after another on the usable rows, each with its place among those that
+        the transforms act on, or None. All features of a long series at once would not fit memory."""
+        outputs = self._outputs(bars.bar_seconds)
+        scaled = self._scaled(bars.bar_seconds)
+        places = [int(place) if own else None for place, own in zip(np.cumsum(scaled) - 1, scaled, strict=True)]
+        if not len(self._usable_rows(bars, asset)):
+            yield from ((place, np.empty(0)) for place in places)
+            return
+        series = _series(bars, asset, np.flatnonzero(bars.tradable[:, asset]))
+        columns = iter(zip(outputs, places, strict=True))
+        for step in self._features:
+            for values in FEATURES[step.name].compute(series, **step.params)[self.warmup_bars :].T:
+                (name, _), place = next(columns)
+                if not np.isfinite(values).all():
+                    row = int(np.argmin(np.isfinite(values)))
+                    time = series.timestamps[self.warmup_bars + row]
+                    raise PreprocessingError(f"feature '{name}' of {bars.symbols[asset]} is {values[row]} at {time}")
+                yield place, np.ascontiguousarray(values)
+
+    def _train_columns(self, past: Bars, start: int) -> Iterator[np.ndarray]:
+        """Raw values [N] of each feature that the transforms act on, on the usable rows from ``start`` on, one asset
+        after the other."""
+        counts = [int((self._usable_rows(past, asset) >= start).sum()) for asset in range(past.num_assets)]
+        if sum(counts) < 2:
             raise PreprocessingError(
-                f"{len(pooled)} usable train rows from bar {start} to {past.num_bars} after {self.warmup_bars} bars of "
+                f"{sum(counts)} usable train rows from bar {start} to {past.num_bars} after {self.warmup_bars} bars of "
                 "warm-up, need at least 2",
                 "give more train rows or choose features with shorter windows",
             )
-        return pooled
+        for parts in zip(*(self._columns_of(past, asset) for asset in range(past.num_assets)), strict=True):
+            if parts[0][0] is not None:
+                own = zip(parts, counts, strict=True)
+                yield np.concatenate([values[len(values) - count :] for (_, values), count in own])
+
+    def _fit_column(self, values: np.ndarray) -> list[dict[str, float]]:
+        """What each of the transforms learns from the train values [N] of one feature."""
+        fitted = []
+        for step in self._transforms:
+            transform = TRANSFORMS[step.name]
+            numbers = transform.fit(values, step.params)
+            values = transform.apply(values, numbers, step.params)
+            fitted.append(numbers)
+        return fitted
 
 
 def _series(bars: Bars, asset: int, rows: np.ndarray) -> AssetSeries:

@@ -13,65 +13,63 @@ from typing import Any
 import numpy as np
 
 Params = Mapping[str, Any]
-Arrays = dict[str, np.ndarray]
+Numbers = Mapping[str, float]  # what was learned of one feature
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Transform:
     """One row of TRANSFORMS.
 
-    fit(values [N, F], params) -> the arrays named in ``arrays``, each [F] float64; apply(values [N, F], arrays, params)
-    -> [N, F]. Values are finite float64. ``defaults`` and ``problem`` as in features.Feature.
+    fit(values [N] of one feature, params) -> the numbers named in ``arrays``; apply(values [N], numbers, params) ->
+    [N]. Values are finite float64. ``defaults`` and ``problem`` as in features.Feature.
     """
 
-    fit: Callable[[np.ndarray, Params], Arrays]
-    apply: Callable[[np.ndarray, Arrays, Params], np.ndarray]
+    fit: Callable[[np.ndarray, Params], dict[str, float]]
+    apply: Callable[[np.ndarray, Numbers, Params], np.ndarray]
     arrays: tuple[str, ...]
     defaults: Mapping[str, int | float | str | tuple[int, ...]]
     least: int = 1
     problem: Callable[[Params], str] = lambda params: ""
 
 
-def _fit_standard(values: np.ndarray, params: Params) -> Arrays:
+def _fit_standard(values: np.ndarray, params: Params) -> dict[str, float]:
     # scikit-learn takes a second to import and only fitting needs it.
     from sklearn.preprocessing import StandardScaler
 
-    scaler = StandardScaler().fit(values)  # gives a constant column the scale 1
-    return {"centre": scaler.mean_, "scale": scaler.scale_}
+    scaler = StandardScaler().fit(values[:, None])  # gives a constant column the scale 1
+    return {"centre": scaler.mean_[0], "scale": scaler.scale_[0]}
 
 
-def _fit_robust(values: np.ndarray, params: Params) -> Arrays:
+def _fit_robust(values: np.ndarray, params: Params) -> dict[str, float]:
     from sklearn.preprocessing import RobustScaler, StandardScaler
 
     quantiles = (100.0 * params["lower"], 100.0 * params["upper"])
-    scaler = RobustScaler(quantile_range=quantiles).fit(values)
-    scale = scaler.scale_.copy()
+    scaler = RobustScaler(quantile_range=quantiles).fit(values[:, None])
     # A column that is the same number most of the time, like the gap between bars of a market that never closes, has no
     # interquartile range; its standard deviation is the scale it has left. Where that is 0 too, scikit-learn gives 1.
-    flat = np.ptp(np.percentile(values, quantiles, axis=0), axis=0) <= 10.0 * np.finfo(np.float64).eps
-    if flat.any():
-        scale[flat] = StandardScaler().fit(values[:, flat]).scale_
-    return {"centre": scaler.center_, "scale": scale}
+    if np.ptp(np.percentile(values, quantiles)) <= 10.0 * np.finfo(np.float64).eps:
+        scaler.scale_ = StandardScaler().fit(values[:, None]).scale_
+    return {"centre": scaler.center_[0], "scale": scaler.scale_[0]}
 
 
-def _scale(values: np.ndarray, arrays: Arrays, params: Params) -> np.ndarray:
-    return (values - arrays["centre"]) / arrays["scale"]
+def _scale(values: np.ndarray, numbers: Numbers, params: Params) -> np.ndarray:
+    return (values - numbers["centre"]) / numbers["scale"]
 
 
-def _fit_winsorize(values: np.ndarray, params: Params) -> Arrays:
-    lower, upper = np.quantile(values, (params["lower"], params["upper"]), axis=0)
+def _fit_winsorize(values: np.ndarray, params: Params) -> dict[str, float]:
+    lower, upper = np.quantile(values, (params["lower"], params["upper"]))
     return {"lower": lower, "upper": upper}
 
 
-def _winsorize(values: np.ndarray, arrays: Arrays, params: Params) -> np.ndarray:
-    return np.clip(values, arrays["lower"], arrays["upper"])
+def _winsorize(values: np.ndarray, numbers: Numbers, params: Params) -> np.ndarray:
+    return np.clip(values, numbers["lower"], numbers["upper"])
 
 
-def _fit_nothing(values: np.ndarray, params: Params) -> Arrays:
+def _fit_nothing(values: np.ndarray, params: Params) -> dict[str, float]:
     return {}
 
 
-def _clip(values: np.ndarray, arrays: Arrays, params: Params) -> np.ndarray:
+def _clip(values: np.ndarray, numbers: Numbers, params: Params) -> np.ndarray:
     return np.clip(values, -params["limit"], params["limit"])
 
 

@@ -21,6 +21,7 @@ from trade_agent.preprocessing.pipeline import PreprocessingPipeline, StepSpec
 from trade_agent.preprocessing.templates import template_steps
 
 CAUSALITY_POINTS = 8  # bars at which the features of a run are tried for looking ahead
+CAUSALITY_BARS = 100_000  # of a longer series the last ones are tried: each point transforms all of them again
 MIN_SPLIT_ROWS = 40  # fewer bars in a split say nothing about anything
 
 
@@ -172,9 +173,8 @@ def build_dataset(
 def features_of(bars: Bars, pipeline: PreprocessingPipeline, device: torch.device) -> Tensor:
     """[T, A, F] float32; the rows of the warm-up are NaN, so that nothing can read them unnoticed."""
     table = pipeline.transform(bars)
-    values = np.array(table.values, dtype=np.float32)
-    values[: table.warmup_bars] = np.nan
-    return torch.as_tensor(values, device=device)
+    table.values[: table.warmup_bars] = np.nan
+    return torch.as_tensor(table.values, device=device)
 
 
 def with_pipeline(dataset: MarketDataset, pipeline: PreprocessingPipeline) -> MarketDataset:
@@ -185,13 +185,17 @@ def with_pipeline(dataset: MarketDataset, pipeline: PreprocessingPipeline) -> Ma
 
 
 def causality_of(bars: Bars, pipeline: PreprocessingPipeline, split: Split) -> CausalityReport:
-    """Replace the bars after some of those that nothing was fitted on, and compare the features up to them."""
+    """Replace the bars after some of those that nothing was fitted on, and compare the features up to them.
+
+    Of a long series this is done on its last part, from which the bars of the report are counted.
+    """
+    start = max(0, bars.num_bars - CAUSALITY_BARS - pipeline.warmup_bars)
     return check_causal(
         lambda changed: pipeline.transform(changed).values,
-        bars,
+        bars.rows(start, bars.num_bars),
         num_points=CAUSALITY_POINTS,
         seed=0,
-        first=max(split.train.stop, pipeline.warmup_bars),
+        first=max(split.train.stop - start, pipeline.warmup_bars),
     )
 
 
