@@ -21,6 +21,17 @@ def result_of(folder: Path, stage: str) -> dict:
     return json.loads(sorted((folder / "outputs" / stage).iterdir())[-1].joinpath("result.json").read_text())
 
 
+def test_help_imports_no_torch(tmp_path: Path) -> None:
+    """Hydra leaves the process once it has printed: what was imported till then is looked at on the way out."""
+    code = "import atexit, runpy, sys\n"
+    code += "atexit.register(lambda: print('torch imported:', 'torch' in sys.modules))\n"
+    code += f"sys.argv = ['train.py', '--help']; runpy.run_path({str(ROOT / 'train.py')!r}, run_name='__main__')"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "stage" in done.stdout
+    assert done.stdout.endswith("torch imported: False\n")
+
+
 @pytest.mark.parametrize("spelling", ["-m", "--multirun", "--multi", "hydra.mode=MULTIRUN"])
 def test_a_sweep_under_torchrun_is_refused_in_every_spelling(tmp_path: Path, spelling: str) -> None:
     done = train(spelling, "seed=1,2", cwd=tmp_path, WORLD_SIZE="2", RANK="0")

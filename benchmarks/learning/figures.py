@@ -39,9 +39,15 @@ def mean(results: Sequence[Result], key: str) -> float:
 
 
 def ratio_figure(task: Task, variant: str, results: Sequence[Result]) -> list[dict[str, Any]]:
-    """reached / optimum of each seed, on the bars of that seed."""
+    """reached / optimum of each seed, on the bars of that seed.
+
+    Where `reached` is an expectation given the signal, `realised_ratio` is that of the market's own rewards.
+    """
     ratio, interval = mean_interval([result["reached"] / result["optimum"] for result in results])
     line = {"figure": "", "optimum": mean(results, "optimum"), "reached": mean(results, "reached")}
+    if "realised" in results[0]:
+        realised, spread = mean_interval([result["realised"] / result["realised_optimum"] for result in results])
+        line |= {"realised_ratio": realised, "realised_interval": spread}
     return [line | {"ratio": ratio, "interval": interval, "met": ratio >= task.target}]
 
 

@@ -41,6 +41,16 @@ def test_a_target_is_met_when_all_seeds_are_there_and_not_before():
         assert line(*unfinished)["finished"] is False
 
 
+def test_rewards_of_the_market_stand_beside_their_expectation():
+    results = [
+        {"reached": 0.9, "optimum": 1.0, "realised": realised, "realised_optimum": 4.0, "env_steps": 1}
+        for realised in (3.0, 3.4)
+    ]
+    (line,) = figures("garleanu_pedersen", "td3", TASKS["garleanu_pedersen"], results, 2)
+    assert (line["ratio"], line["realised_ratio"]) == (0.9, pytest.approx(0.8))  # of 0.75 and 0.85
+    assert line["realised_interval"] == pytest.approx([0.16469, 1.43531], abs=1e-5)  # +- 12.7062 * 0.1 / 2
+
+
 def test_a_difference_counts_when_its_interval_is_above_zero():
     def met(*differences):
         results = [{"reached": value, "compared": 0.0, "env_steps": 1} for value in differences]

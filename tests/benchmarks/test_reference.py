@@ -1,7 +1,10 @@
 """The program that compares with published returns: what it says of finished and unfinished seeds."""
 
+import json
+
 import pytest
 
+from benchmarks import reference as program
 from benchmarks.reference import UNITS, figure, path_of
 from trade_agent.config.load import compose_config, load_config
 
@@ -29,3 +32,19 @@ def test_settings_are_a_valid_config_and_each_seed_has_a_file_of_its_own(unit, t
     config = load_config(compose_config([*unit.settings, "seed=2"]))
     assert config.seed == 2
     assert path_of(unit, 2, tmp_path) == tmp_path / unit.task / f"{unit.algorithm}_2.json"
+
+
+def test_what_is_not_required_runs_only_where_it_is_named_and_is_listed_anyhow(tmp_path, monkeypatch, capsys):
+    ran = []
+    monkeypatch.setattr(program, "run_missing", lambda units, *rest: ran.append({unit.task for unit in units}))
+    for only in ([], ["--only", "BipedalWalker-v3"]):
+        monkeypatch.setattr("sys.argv", ["reference", "--seeds", "0", "--results", str(tmp_path), *only])
+        program.main()
+    assert ran == [{"Pendulum-v1", "LunarLanderContinuous-v3"}, {"BipedalWalker-v3"}]
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    record = [line for line in lines[: len(UNITS)] if not line["required"]]
+    assert [(line["figure"], line["finished"], line["missing"]) for line in record] == [
+        (f"{task} {algorithm}", False, 3)
+        for task in ("BipedalWalker-v3", "MountainCarContinuous-v0")
+        for algorithm in ("sac", "td3")
+    ]
