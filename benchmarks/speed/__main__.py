@@ -3,8 +3,8 @@
     python -m benchmarks.speed [--only env,rollout,...] [--repeats 5]
 
 Prints one JSON line a figure: the median of both sides, which take turns. Peers live in environments of their own under
-benchmarks/.venvs, built at the first call; where one cannot be installed a line says so, and there is no ratio. Kernels
-are built anew by every call, and how long the first run with them takes is a line of its own. Numbers of figures (G1,
+benchmarks/.venvs, built at the first call; where one cannot be installed a line says so, and there is no ratio. Every
+figure builds its kernels anew, and how long the first run with them takes is a line of its own. Numbers of figures (G1,
 ...) are those of benchmarks/RESULTS.md.
 """
 
@@ -12,6 +12,8 @@ import argparse
 import importlib
 import os
 import tempfile
+
+import torch.compiler
 
 from benchmarks.arguments import Names
 from trade_agent.training.device import DeviceManager
@@ -40,6 +42,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5, help="runs of each side; the median counts")
     options = parser.parse_args()
     DeviceManager(name="cpu", threads=1)  # as runs do it
+    torch.compiler.config.force_disable_caches = True  # what an earlier figure has built, a later one builds again
     with tempfile.TemporaryDirectory() as folder:
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = folder
         for group in options.only:
