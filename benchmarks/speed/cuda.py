@@ -1,14 +1,16 @@
-"""On a GPU: what `device.capture` gains in the training loops, and steps of the market by themselves (G4).
+"""On a GPU: what `device.capture` gains in the training loops, how busy these keep it (G16), steps of the market (G4).
 
 Both sides of a loop do the same updates, and an agent by itself must end with the same weights. Without a GPU there is
 nothing to measure.
 """
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 
 import torch
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.speed.env import random_walk
 from benchmarks.speed.loops import ALGORITHMS, BATCH, NUM_ENVS, AgentLoop, agent_loop
@@ -22,14 +24,14 @@ from trade_agent.training.graphs import CudaGraphs, Graphs
 UPDATES, ACCOUNTS, STEPS = 1_000, 2**20, 100
 
 
-def measure(repeats: int) -> None:
-    if not torch.cuda.is_available():
-        print("cuda: needs a GPU", file=sys.stderr)
+def measure(repeats: int, device: torch.device) -> None:
+    if device.type == "cpu":
+        print("cuda: needs --device cuda", file=sys.stderr)
         return
-    device = torch.device("cuda")
     for algorithm in ALGORITHMS:
         for joint in (False, True):
             captured_loop(algorithm, joint=joint, updates=UPDATES, device=device, graphs=CudaGraphs, repeats=repeats)
+        busy_loop(algorithm, updates=UPDATES, device=device)
     market_steps(ACCOUNTS, device=device, repeats=repeats)
 
 
@@ -65,6 +67,33 @@ def captured_loop(
         device=device.type,
         remark="gradients of the forecaster are added in any order: no two runs are alike" if joint else "",
     ).print()
+
+
+def busy_loop(algorithm: str, *, updates: int, device: torch.device) -> None:
+    """How busy the captured loop keeps the GPU; what its profiler adds on the host counts against it."""
+    made = agent_loop(algorithm, joint=False, updates=updates, device=device, graphs=CudaGraphs)
+    with profile(activities=[ProfilerActivity.CUDA]) as seen:
+        seconds(made.run)
+    on_gpu = [event.time_range for event in seen.events() if event.device_type == DeviceType.CUDA]
+    Figure(
+        figure=f"G16 GPU busy, {algorithm} captured, {NUM_ENVS} accounts, batch {BATCH}",
+        unit="of the second half of the time",
+        ours=busy_share([(span.start, span.end) for span in on_gpu]),
+        target=0.9,
+        device=device.type,
+    ).print()
+
+
+def busy_share(spans: Iterable[tuple[float, float]]) -> float:
+    """Share of the second half of the time, from the first start to the last end, that lies within any of the spans."""
+    ordered = sorted(spans)
+    first, last = ordered[0][0], max(end for _, end in ordered)
+    done = middle = (first + last) / 2  # in the first half work is recorded
+    busy = 0.0
+    for start, end in ordered:
+        busy += max(end - max(start, done), 0.0)
+        done = max(done, end)
+    return busy / (last - middle)
 
 
 def market_steps(accounts: int, *, device: torch.device, repeats: int) -> None:

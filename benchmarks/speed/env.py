@@ -15,7 +15,7 @@ from tensordict import TensorDict
 from torch import Tensor
 from torchrl.envs import FinancialRegimeEnv
 
-from benchmarks.speed.measure import Figure, first_run, in_turn, seconds
+from benchmarks.speed.measure import Figure, clock, first_run, in_turn
 from benchmarks.speed.peer import Peer, reported_if_missing
 from trade_agent.envs.market import MarketState, reset, step
 from trade_agent.envs.rules import MarketRules
@@ -24,13 +24,16 @@ from trade_agent.envs.series import MarketSeries
 Play = Callable[[MarketState, Tensor], tuple[MarketState, Tensor, Tensor]]
 WINDOW = 30
 UNROLLED = 4
+ACCOUNTS = {"cpu": 4096, "cuda": 2**18}
+TAPE = {"cpu": 4_000_000, "cuda": 400_000_000}  # account steps in one run
 FREE = {"commission_bps": 0.0, "half_spread_bps": 0.0, "slippage_bps": 0.0, "borrow_rate": 0.0, "financing_rate": 0.0}
 
 
-def random_walk(num_bars: int) -> MarketSeries:
+def random_walk(num_bars: int, device: torch.device | str = "cpu") -> MarketSeries:
     close = 100.0 * np.exp(np.cumsum(0.002 * np.random.default_rng(0).standard_normal((num_bars, 1)), axis=0))
     opens = np.concatenate((close[:1], close[:-1]))
-    return MarketSeries(torch.tensor(opens), torch.tensor(close), torch.ones(num_bars, 1, dtype=torch.bool))
+    tradable = torch.ones(num_bars, 1, dtype=torch.bool, device=device)
+    return MarketSeries(torch.tensor(opens, device=device), torch.tensor(close, device=device), tradable)
 
 
 def tape_player(series: MarketSeries, rules: MarketRules) -> Play:
@@ -47,15 +50,17 @@ def tape_player(series: MarketSeries, rules: MarketRules) -> Play:
     return play
 
 
-def measure(repeats: int) -> None:
+def measure(repeats: int, device: torch.device) -> None:
     with reported_if_missing("G1 market against gym-anytrading", "gym-anytrading"):
-        against_gym_anytrading(repeats)
-    against_torchrl(repeats)
-    absolute(repeats)
+        against_gym_anytrading(repeats, device, num_envs=ACCOUNTS[device.type])
+    against_torchrl(repeats, device)
+    if device.type == "cpu":  # G4 of a GPU is in cuda.py
+        absolute(repeats)
 
 
-def against_gym_anytrading(repeats: int, num_bars: int = 5000, num_envs: int = 4096) -> None:
+def against_gym_anytrading(repeats: int, device: torch.device, *, num_envs: int, num_bars: int = 5000) -> None:
     series = random_walk(num_bars)
+    resident = random_walk(num_bars, device)
     # It trades at the close of the bar after the decision, long or flat.
     rules = MarketRules(fill="next_close", allow_short=False, maintenance=0.0, **FREE)
     tape = np.random.default_rng(1).integers(0, 2, num_bars)
@@ -66,19 +71,21 @@ def against_gym_anytrading(repeats: int, num_bars: int = 5000, num_envs: int = 4
         answer = peer.ask("play")
         steps = answer["steps"]
         agrees = same_profits(series, rules, tape[:steps], answer["profits"])
-        closes = series.close.float()
+        closes = resident.close.float()
         features = torch.cat((closes, closes.diff(dim=0, prepend=closes[:1])), dim=1)
-        for name, table, target in (("with windows", features, 50.0), ("index only", None, 150.0)):
+        for name, table, cpu_target in (("with windows", features, 50.0), ("index only", None, 150.0)):
+            targets = {"cpu": cpu_target, "cuda": 5000.0}
             for compiled in (True, False):
-                ours = _Steps(series, rules, table, num_envs, compiled, WINDOW)
+                ours = _Steps(resident, rules, table, num_envs, compiled, WINDOW)
                 side, other = in_turn(ours.run, lambda: peer.ask("play")["seconds"], repeats)
                 _rate(
                     f"G1 market against gym-anytrading, {name}, {num_envs} accounts{'' if compiled else ', eager'}",
                     ours.steps / side,
                     steps / other,
                     peer_name="gym-anytrading",
-                    target=target if compiled else None,
+                    target=targets[device.type] if compiled else None,
                     agrees=agrees and ours.as_plain(),
+                    device=device.type,
                     versions=versions,
                 )
 
@@ -117,17 +124,19 @@ class _Steps:
         self._plain = play
         self._windows = None if features is None else features.unfold(0, window, 1).transpose(1, 2)
         self._lag = window - 1
-        blocks = 4_000_000 // (num_envs * UNROLLED * (1 if compiled else 4))
+        self._device = series.close.device
+        blocks = TAPE[self._device.type] // (num_envs * UNROLLED * (1 if compiled else 4))
         blocks = min(blocks, (series.num_bars - WINDOW - 1) // (2 * UNROLLED))
         generator = torch.Generator().manual_seed(2)
         last_start = series.num_bars - 1 - blocks * UNROLLED
-        start = torch.randint(WINDOW - 1, last_start, (num_envs,), generator=generator)
+        start = torch.randint(WINDOW - 1, last_start, (num_envs,), generator=generator).to(self._device)
         self._state = reset(series, rules, start, torch.full_like(start, series.num_bars - 1))
-        self._actions = torch.rand(blocks, UNROLLED, num_envs, 1, generator=generator) * 2.0 - 1.0
+        actions = torch.rand(blocks, UNROLLED, num_envs, 1, generator=generator) * 2.0 - 1.0
+        self._actions = actions.to(self._device)
         self.steps = blocks * UNROLLED * num_envs
 
     def run(self) -> float:
-        return seconds(self._all)
+        return clock(self._device)(self._all)
 
     def as_plain(self) -> bool:
         """Whether what is timed has the equity of the plain steps, after each of them."""
@@ -147,8 +156,8 @@ class _Steps:
                 self._windows.index_select(0, (bar - self._lag).flatten())
 
 
-def against_torchrl(repeats: int, num_envs: int = 4096, num_steps: int = 100) -> None:
-    env = FinancialRegimeEnv()
+def against_torchrl(repeats: int, device: torch.device, num_envs: int = 4096, num_steps: int = 100) -> None:
+    env = FinancialRegimeEnv(device=device)
     # Its reset takes the length of the window for a number, and fails on a batch: the state is set up by hand.
     start = TensorDict(
         {
@@ -159,23 +168,24 @@ def against_torchrl(repeats: int, num_envs: int = 4096, num_steps: int = 100) ->
             "params": env.gen_params(batch_size=[num_envs])["params"],
         },
         batch_size=[num_envs],
-    )
-    actions = torch.randint(3, (num_steps, num_envs, 1))
+    ).to(device)
+    actions = torch.randint(3, (num_steps, num_envs, 1), device=device)
 
     def peer() -> None:
         data = start
         for action in actions:
             data = env.step(data.set("action", action))["next"]
 
-    series = random_walk(100_000)
+    series = random_walk(100_000, device)
     ours = _Steps(series, MarketRules(), series.close.float(), num_envs, compiled=True, window=50)
-    side, other = in_turn(ours.run, lambda: seconds(peer), repeats)
+    side, other = in_turn(ours.run, lambda: clock(device)(peer), repeats)
     _rate(
         f"G3 market against FinancialRegimeEnv, windows of 50, {num_envs} accounts",
         ours.steps / side,
         num_steps * num_envs / other,
         peer_name="TorchRL FinancialRegimeEnv",
-        target=8.0,
+        target={"cpu": 8.0, "cuda": 20.0}[device.type],
+        device=device.type,
         remark="its prices are drawn as it goes and its rewards are shaped: no common trajectory to compare",
     )
 

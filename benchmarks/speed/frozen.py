@@ -5,7 +5,7 @@ from torch import Tensor
 
 from benchmarks.speed.env import random_walk
 from benchmarks.speed.forecaster import WINDOW, network
-from benchmarks.speed.measure import Figure, in_turn, seconds
+from benchmarks.speed.measure import Figure, clock, in_turn
 from trade_agent.agents.replay import ReplayBuffer
 from trade_agent.agents.sac import SAC
 from trade_agent.envs.batched import TrainingMarket
@@ -19,9 +19,9 @@ from trade_agent.training.reinforcement import Hooks, train_off_policy
 NUM_BARS, INPUTS, NUM_ENVS, ENV_STEPS, BATCH = 5_000, 8, 16, 2_000, 128
 
 
-def measure(repeats: int) -> None:
-    series, inputs = random_walk(NUM_BARS), torch.randn(NUM_BARS, 1, INPUTS)
-    forecaster = network(INPUTS)
+def measure(repeats: int, device: torch.device) -> None:
+    series, inputs = random_walk(NUM_BARS, device), torch.randn(NUM_BARS, 1, INPUTS, device=device)
+    forecaster, seconds = network(INPUTS).to(device), clock(device)
 
     def with_forecaster() -> float:
         return seconds(lambda: train_on(series, build_table(forecaster, inputs, 4096)))
@@ -38,6 +38,7 @@ def measure(repeats: int) -> None:
         peer_name="without a forecaster",
         ratio=ours / other,
         target=1.1,
+        device=device.type,
         remark="here the ratio is time with over time without: the target is a bound from above",
     ).print()
 
@@ -52,18 +53,20 @@ def train_on(series: MarketSeries, table: Tensor) -> None:
         num_envs=NUM_ENVS,
         episode_bars=256,
         reward_scale=100.0,
-        generator=torch.Generator().manual_seed(0),
+        generator=torch.Generator(table.device).manual_seed(0),
     )
-    agent = SAC(observation_dim=encoder.output_dim + env.private_dim, action_dim=1, hidden_dims=(64, 64))
+    agent = SAC(
+        observation_dim=encoder.output_dim + env.private_dim, action_dim=1, hidden_dims=(64, 64), device=table.device
+    )
 
     def observe(t: Tensor, private: Tensor) -> Tensor:
         return torch.cat((encoder(t), private), dim=-1)
 
-    generator = torch.Generator().manual_seed(1)
+    generator = torch.Generator(table.device).manual_seed(1)
     train_off_policy(
         agent,
         env=env,
-        replay=ReplayBuffer(capacity=ENV_STEPS, private_dim=env.private_dim, action_dim=1),
+        replay=ReplayBuffer(capacity=ENV_STEPS, private_dim=env.private_dim, action_dim=1, device=table.device),
         observe=observe,
         learn=Learner(agent, observe),
         total_env_steps=ENV_STEPS,

@@ -6,18 +6,21 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from tensordict import TensorDict
 from torch import Tensor, nn
 from torchrl.data import LazyTensorStorage
 from torchrl.data import ReplayBuffer as TorchRLReplayBuffer
 from torchrl.objectives import LossModule, SoftUpdate
 
-from benchmarks.speed.measure import Figure, in_turn, seconds
+from benchmarks.speed.measure import Figure, clock, in_turn
 from benchmarks.speed.peer import Peer, reported_if_missing
 from trade_agent.agents.base import transition_batch
 from trade_agent.agents.replay import ReplayBuffer, Transitions
 from trade_agent.agents.sac import SAC
 from trade_agent.agents.td3 import TD3
-from trade_agent.training.learner import minibatch, observed
+from trade_agent.training.capture import CapturedLearner
+from trade_agent.training.graphs import CudaGraphs
+from trade_agent.training.learner import Learner, minibatch, observed
 
 HIDDEN, BATCH, FEATURES, PRIVATE = [256, 256], 256, 32, 6
 ROWS = 10_000
@@ -38,15 +41,20 @@ class Data(NamedTuple):
     def arrays(self, rows: int = ROWS) -> Arrays:
         data = Transitions(*(value[:rows] for value in self.transitions[:-1]))
         return {
-            "observation": self.observe(data.t, data.private).numpy(),
-            "next_observation": self.observe(data.t + 1, data.next_private).numpy(),
-            "action": data.action.numpy(),
-            "reward": data.reward.numpy(),
-            "terminated": data.terminated.numpy(),
+            "observation": self.observe(data.t, data.private).numpy(force=True),
+            "next_observation": self.observe(data.t + 1, data.next_private).numpy(force=True),
+            "action": data.action.numpy(force=True),
+            "reward": data.reward.numpy(force=True),
+            "terminated": data.terminated.numpy(force=True),
         }
 
+    def batch(self, rows: int = ROWS) -> TensorDict:
+        """The same in the layout of the agents, where the table is."""
+        arrays = self.arrays(rows).items()
+        return transition_batch(**{key: torch.as_tensor(value, device=self.table.device) for key, value in arrays})
 
-def make_data() -> Data:
+
+def make_data(device: torch.device | str = "cpu") -> Data:
     generator = torch.Generator().manual_seed(0)
     table = torch.randn(ROWS + 1, FEATURES, generator=generator)
     transitions = Transitions(
@@ -57,25 +65,36 @@ def make_data() -> Data:
         terminated=torch.rand(ROWS, generator=generator) < 0.05,
         next_private=torch.randn(ROWS, PRIVATE, generator=generator),
     )
-    replay = ReplayBuffer(capacity=ROWS, private_dim=PRIVATE, action_dim=1)
+    transitions = Transitions(*(value.to(device) for value in transitions[:-1]))
+    replay = ReplayBuffer(capacity=ROWS, private_dim=PRIVATE, action_dim=1, device=device)
     replay.extend(transitions)
-    return Data(table, replay, transitions)
+    return Data(table.to(device), replay, transitions)
 
 
 def measure_updates(
-    figure: str, agent: SAC | TD3, loss: LossModule, *, targets: tuple[float, float | None], repeats: int
+    figure: str,
+    agent: SAC | TD3,
+    loss: LossModule,
+    *,
+    targets: tuple[float, float | None],
+    repeats: int,
+    device: torch.device,
 ) -> None:
-    """Against Stable-Baselines3 and against TorchRL's loss module with its own replay buffer."""
-    data, generator = make_data(), torch.Generator().manual_seed(1)
+    """Against Stable-Baselines3 and against TorchRL's loss module with its own replay buffer.
+
+    On a GPU ours is captured: what is recorded is recorded in the run that does not count.
+    """
+    data, generator = make_data(device), torch.Generator(device).manual_seed(1)
+
+    def update(batch: TensorDict) -> dict[str, Tensor]:
+        return agent.update(observed(batch, data.observe))
+
+    on_gpu = device.type == "cuda"
+    learn = CapturedLearner(Learner(agent, data.observe), CudaGraphs(generator)) if on_gpu else update
     as_torchrl = losses_of_torchrl_agree(agent, loss, data)  # before either learns
 
     def ours() -> float:
-        return seconds(
-            lambda: [
-                agent.update(observed(minibatch(data.replay.sample(BATCH, generator)), data.observe))
-                for _ in range(UPDATES)
-            ]
-        )
+        return clock(device)(lambda: [learn(minibatch(data.replay.sample(BATCH, generator))) for _ in range(UPDATES)])
 
     with (
         reported_if_missing(f"{figure}, against Stable-Baselines3", "Stable-Baselines3"),
@@ -86,15 +105,15 @@ def measure_updates(
         path = _save(Path(folder, "transitions.npz"), data.arrays())
         versions = peer.ask("off_policy", algorithm=agent.name, path=path, hidden=HIDDEN)
         side, other = in_turn(ours, lambda: peer.ask("updates", count=UPDATES, batch_size=BATCH), repeats)
-        _line(figure, side, other, "Stable-Baselines3", targets[0], agrees, versions)
+        _line(figure, side, other, "Stable-Baselines3", targets[0], agrees, device, versions)
     theirs = torchrl_updates(loss, data)
-    side, other = in_turn(ours, lambda: seconds(theirs), repeats)
-    _line(figure, side, other, "TorchRL loss module", targets[1], as_torchrl, None)
+    side, other = in_turn(ours, lambda: clock(device)(theirs), repeats)
+    _line(figure, side, other, "TorchRL loss module", targets[1], as_torchrl, device)
 
 
 def losses_of_torchrl_agree(agent: SAC | TD3, loss: LossModule, data: Data) -> bool:
     """All losses of one batch with the same weights and the same noise."""
-    batch = transition_batch(**{key: torch.as_tensor(value) for key, value in data.arrays(BATCH).items()})
+    batch = data.batch(BATCH)
     torch.manual_seed(0)
     theirs = loss(batch.clone())
     torch.manual_seed(0)
@@ -126,7 +145,7 @@ def losses_agree(agent: SAC | TD3, data: Data, peer: Peer, folder: Path) -> bool
         actor, critic = losses.actor, 0.5 * losses.critic  # Stable-Baselines3 halves the sum of both critics
     else:
         actor, critic = quiet.actor_loss(batch), quiet.critic_loss(quiet.prepare(batch))[0]
-    pairs = ((float(actor), answer["actor"]), (float(critic), answer["critic"]))
+    pairs = ((actor.item(), answer["actor"]), (critic.item(), answer["critic"]))
     return all(abs(mine - other) <= 1e-5 * max(1.0, abs(other)) for mine, other in pairs)
 
 
@@ -157,9 +176,8 @@ def peer_weights(agent: SAC | TD3) -> Arrays:
 
 def torchrl_updates(loss: LossModule, data: Data) -> Any:
     """The loop of TorchRL's examples: sample, losses, one backward pass, Adam, SoftUpdate."""
-    batch = transition_batch(**{key: torch.as_tensor(value) for key, value in data.arrays().items()})
-    replay = TorchRLReplayBuffer(storage=LazyTensorStorage(ROWS), batch_size=BATCH)
-    replay.extend(batch)
+    replay = TorchRLReplayBuffer(storage=LazyTensorStorage(ROWS, device=data.table.device), batch_size=BATCH)
+    replay.extend(data.batch())
     optimizer = torch.optim.Adam(loss.parameters(), lr=3e-4)
     follow = SoftUpdate(loss, eps=0.995)
     delay = 2 if "loss_alpha" not in loss.out_keys else 1
@@ -184,7 +202,16 @@ def _save(path: Path, arrays: Arrays) -> str:
     return str(path)
 
 
-def _line(figure: str, ours: float, peer: float, name: str, target: float | None, agrees: bool, versions: Any) -> None:
+def _line(
+    figure: str,
+    ours: float,
+    peer: float,
+    name: str,
+    target: float | None,
+    agrees: bool,
+    device: torch.device,
+    versions: dict[str, str] | None = None,
+) -> None:
     Figure(
         figure=f"{figure}, batch {BATCH}, {HIDDEN}, against {name}",
         unit="ms/update",
@@ -195,4 +222,5 @@ def _line(figure: str, ours: float, peer: float, name: str, target: float | None
         target=target,
         agrees=agrees,
         versions=versions,
+        device=device.type,
     ).print()

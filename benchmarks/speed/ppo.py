@@ -12,13 +12,15 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from benchmarks.speed.env import random_walk
-from benchmarks.speed.measure import Figure, first_run, in_turn, seconds
+from benchmarks.speed.measure import Figure, clock, first_run, in_turn
 from benchmarks.speed.peer import Peer, reported_if_missing
 from trade_agent.agents.policies import tanh_log_det
 from trade_agent.agents.ppo import PPO
 from trade_agent.envs.batched import TrainingMarket
 from trade_agent.envs.rules import MarketRules
+from trade_agent.training.capture import CapturedLearner
 from trade_agent.training.checkpoint import no_checkpoints
+from trade_agent.training.graphs import CudaGraphs
 from trade_agent.training.learner import Learner
 from trade_agent.training.reinforcement import Hooks, train_on_policy
 
@@ -26,16 +28,18 @@ NUM_ENVS, ROLLOUT_STEPS, EPOCHS, BATCH = 16, 128, 10, 64
 NUM_BARS, EPISODE_BARS, FEATURES = 10_000, 256, 32
 SETTINGS = {"learning_rate": 3e-4, "gamma": 0.99, "gae_lambda": 0.95}
 ROLLOUTS = 1  # in one run
+TARGETS = {"cpu": 3.0, "cuda": 10.0}
 
 
-def measure(repeats: int) -> None:
+def measure(repeats: int, device: torch.device) -> None:
     with reported_if_missing("G6 PPO", "Stable-Baselines3"):
-        against_stable_baselines3(repeats)
+        against_stable_baselines3(repeats, device)
 
 
-def against_stable_baselines3(repeats: int) -> None:
+def against_stable_baselines3(repeats: int, device: torch.device) -> None:
     torch.manual_seed(0)
     series, features = random_walk(NUM_BARS), torch.randn(NUM_BARS, 1, FEATURES)
+    resident, table = random_walk(NUM_BARS, device), features[:, 0].to(device)
     with tempfile.TemporaryDirectory() as folder, Peer("stable_baselines3") as peer:
         path = str(Path(folder, "market.npz"))
         np.savez(path, open=series.open.numpy(), close=series.close.numpy(), features=features.numpy())
@@ -53,20 +57,22 @@ def against_stable_baselines3(repeats: int) -> None:
         for compiled in (True, False):
             torch.compiler.reset()
             env = TrainingMarket(
-                series=series,
+                series=resident,
                 rules=MarketRules(),
                 rows=range(NUM_BARS),
                 num_envs=NUM_ENVS,
                 episode_bars=EPISODE_BARS,
                 reward_scale=1.0,
-                generator=torch.Generator().manual_seed(0),
+                generator=torch.Generator(device).manual_seed(0),
                 compiled=compiled,
             )
-            ours = trainer(env, features[:, 0], compiled)
+            ours = trainer(env, table, compiled)
             name = f"G6 PPO, {NUM_ENVS} accounts, {EPOCHS} epochs in minibatches of {BATCH}"
             if compiled:
                 first_run(name, ours)
-            side, other = in_turn(partial(seconds, ours), lambda: peer.ask("ppo_rollouts", count=ROLLOUTS), repeats)
+            side, other = in_turn(
+                partial(clock(device), ours), lambda: peer.ask("ppo_rollouts", count=ROLLOUTS), repeats
+            )
             steps = ROLLOUTS * ROLLOUT_STEPS * NUM_ENVS
             Figure(
                 figure=name if compiled else f"{name}, eager",
@@ -75,27 +81,31 @@ def against_stable_baselines3(repeats: int) -> None:
                 peer=steps / other,
                 peer_name="Stable-Baselines3",
                 ratio=other / side,
-                target=3.0 if compiled else None,
+                target=TARGETS[device.type] if compiled else None,
                 agrees=agrees,
+                device=device.type,
                 versions=versions,
             ).print()
 
 
 def trainer(env: TrainingMarket, table: Tensor, compiled: bool) -> Callable[[], object]:
-    """Runs of the on-policy loop with one agent."""
-    agent = PPO(observation_dim=FEATURES + env.private_dim, action_dim=1, **SETTINGS)
+    """Runs of the on-policy loop with one agent, on a GPU with ``device.capture``."""
+    agent = PPO(observation_dim=FEATURES + env.private_dim, action_dim=1, device=env.device, **SETTINGS)
     if compiled:
         agent.fuse()
-    generator = torch.Generator().manual_seed(1)
+    generator = torch.Generator(env.device).manual_seed(1)
 
     def observe(t: Tensor, private: Tensor) -> Tensor:
         return torch.cat((table.index_select(0, t), private), dim=-1)
 
+    learner = Learner(agent, observe)
+    graphs = CudaGraphs(generator) if env.device.type == "cuda" else None
     return lambda: train_on_policy(
         agent,
         env=env,
         observe=observe,
-        learn=Learner(agent, observe),
+        learn=CapturedLearner(learner, graphs) if graphs else learner,
+        graphs=graphs,
         total_env_steps=ROLLOUTS * ROLLOUT_STEPS * NUM_ENVS,
         learning_rate_schedule="constant",
         rollout_steps=ROLLOUT_STEPS,

@@ -11,20 +11,19 @@ import torch
 from torchrl.data import LazyTensorStorage
 from torchrl.data import ReplayBuffer as TorchRLReplayBuffer
 
-from benchmarks.speed.measure import Figure, in_turn, seconds
+from benchmarks.speed.measure import Figure, clock, in_turn
 from benchmarks.speed.off_policy import BATCH, FEATURES, PRIVATE, ROWS, make_data
-from trade_agent.agents.base import transition_batch
 from trade_agent.agents.replay import ReplayBuffer, Transitions
 from trade_agent.training.learner import minibatch, observed
 
 CAPACITY, EXTEND, ROUNDS = 100_000, 1024, 100
 
 
-def measure(repeats: int) -> None:
-    data, generator = make_data(), torch.Generator().manual_seed(1)
-    ours = ReplayBuffer(capacity=CAPACITY, private_dim=PRIVATE, action_dim=1)
-    peer = TorchRLReplayBuffer(storage=LazyTensorStorage(CAPACITY), batch_size=BATCH)
-    whole = transition_batch(**{key: torch.as_tensor(value) for key, value in data.arrays().items()})
+def measure(repeats: int, device: torch.device) -> None:
+    data, generator, seconds = make_data(device), torch.Generator(device).manual_seed(1), clock(device)
+    ours = ReplayBuffer(capacity=CAPACITY, private_dim=PRIVATE, action_dim=1, device=device)
+    peer = TorchRLReplayBuffer(storage=LazyTensorStorage(CAPACITY, device=device), batch_size=BATCH)
+    whole = data.batch()
     chunk = Transitions(*(value[:EXTEND] for value in data.transitions[:-1]))
     their_chunk = whole[:EXTEND]
 
@@ -52,7 +51,8 @@ def measure(repeats: int) -> None:
     stored = peer[drawn["t"]]  # row t of the data is bar t
     keys = ("observation", "action", ("next", "observation"), ("next", "reward"), ("next", "terminated"))
     agrees = all(torch.equal(drawn[key], stored[key]) for key in keys)
-    for way, target, remark in ((draw, 5.0, ""), (draw_tensordict, None, ", as a TensorDict")):
+    wanted = {"cpu": 5.0, "cuda": 10.0}[device.type]
+    for way, target, remark in ((draw, wanted, ""), (draw_tensordict, None, ", as a TensorDict")):
         side, other = in_turn(partial(seconds, partial(our_rounds, way)), partial(seconds, their_rounds), repeats)
         Figure(
             figure=f"G12 replay, extend {EXTEND} and sample {BATCH}, observations of {FEATURES + PRIVATE}{remark}",
@@ -63,4 +63,5 @@ def measure(repeats: int) -> None:
             ratio=other / side,
             target=target,
             agrees=agrees,
+            device=device.type,
         ).print()

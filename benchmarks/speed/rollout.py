@@ -10,7 +10,7 @@ from torchrl.collectors import Collector
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from benchmarks.speed.env import random_walk
-from benchmarks.speed.measure import Figure, first_run, in_turn, seconds
+from benchmarks.speed.measure import Figure, clock, first_run, in_turn
 from trade_agent.agents.ppo import PPO
 from trade_agent.agents.rollout import RolloutBuffer
 from trade_agent.agents.torchrl_modules import probabilistic_actor
@@ -22,11 +22,13 @@ from trade_agent.envs.series import MarketSeries
 from trade_agent.envs.torchrl_env import MarketEnv
 
 NUM_ENVS, NUM_STEPS, NUM_BARS, EPISODE_BARS, FEATURES = 1024, 128, 20_000, 256, 16
+TARGETS = {"cpu": 3.0, "cuda": 10.0}
 
 
-def measure(repeats: int) -> None:
+def measure(repeats: int, device: torch.device) -> None:
     torch.manual_seed(0)
-    series, rules, features = random_walk(NUM_BARS), MarketRules(), torch.randn(NUM_BARS, 1, FEATURES)
+    series, rules = random_walk(NUM_BARS, device), MarketRules()
+    features, seconds = torch.randn(NUM_BARS, 1, FEATURES, device=device), clock(device)
     env = MarketEnv(
         series=series,
         rules=rules,
@@ -35,7 +37,7 @@ def measure(repeats: int) -> None:
         num_envs=NUM_ENVS,
         episode_bars=EPISODE_BARS,
     )
-    agent = decided_agent(env.observation_spec["observation"].shape[-1])
+    agent = decided_agent(env.observation_spec["observation"].shape[-1], device)
     agrees = same_rollout(agent, series, rules, features)
     frames = NUM_ENVS * NUM_STEPS
     collector = Collector(env, probabilistic_actor(agent.policy), frames_per_batch=frames, total_frames=-1)
@@ -53,15 +55,16 @@ def measure(repeats: int) -> None:
             peer=frames / other,
             peer_name="TorchRL Collector",
             ratio=other / side,
-            target=3.0 if compiled else None,
+            target=TARGETS[device.type] if compiled else None,
             agrees=agrees,
+            device=device.type,
         ).print()
     collector.shutdown()
 
 
-def decided_agent(observation_dim: int) -> PPO:
+def decided_agent(observation_dim: int, device: torch.device | str = "cpu") -> PPO:
     """Away from the start, where every observation is answered with next to nothing."""
-    agent = PPO(observation_dim=observation_dim, action_dim=1)
+    agent = PPO(observation_dim=observation_dim, action_dim=1, device=device)
     with torch.no_grad():
         for parameter in agent.policy.mean.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
@@ -80,13 +83,15 @@ def rollout_of(
         num_envs=NUM_ENVS,
         episode_bars=EPISODE_BARS,
         reward_scale=1.0,
-        generator=torch.Generator().manual_seed(0),
+        generator=torch.Generator(table.device).manual_seed(0),
         compiled=compiled,
     )
     agent = copy.deepcopy(agent)
     if compiled:
         agent.fuse()
-    buffer = RolloutBuffer(num_steps=NUM_STEPS, num_envs=NUM_ENVS, private_dim=env.private_dim, action_dim=1)
+    buffer = RolloutBuffer(
+        num_steps=NUM_STEPS, num_envs=NUM_ENVS, private_dim=env.private_dim, action_dim=1, device=env.device
+    )
 
     @torch.no_grad()
     def run() -> None:
@@ -117,7 +122,7 @@ def same_rollout(agent: PPO, series: MarketSeries, rules: MarketRules, features:
     )
     with set_exploration_type(ExplorationType.DETERMINISTIC):
         theirs = env.rollout(NUM_STEPS, probabilistic_actor(agent.policy))["next", "reward"][..., 0]
-    start = torch.zeros(4, dtype=torch.int64)
+    start = torch.zeros(4, dtype=torch.int64, device=features.device)
     state, rewards = reset(series, rules, start, start + NUM_BARS - 1), []
     for _ in range(NUM_STEPS):
         action = agent.act(observe(series, rules, features, state), deterministic=True).action

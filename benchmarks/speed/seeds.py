@@ -10,10 +10,9 @@ import torch
 from tensordict import TensorDict
 
 from benchmarks.speed.loops import ALGORITHMS, BATCH, agent_loop
-from benchmarks.speed.measure import Figure, in_turn, seconds
+from benchmarks.speed.measure import Figure, clock, in_turn
 from trade_agent.agents.base import transition_batch
 from trade_agent.agents.copies import agents_from_spec, members_of
-from trade_agent.training.compiling import seconds as seconds_of_the_device
 from trade_agent.training.graphs import CudaGraphs
 from trade_agent.training.models import agent_from_state
 from trade_agent.training.reinforcement import copy_state
@@ -22,16 +21,14 @@ SEEDS, OBSERVATION = 16, 16
 UPDATES, UPDATES_ON_GPU = 104, 2_000  # of each agent; recording shall not decide it
 
 
-def measure(repeats: int) -> None:
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+def measure(repeats: int, device: torch.device) -> None:
     updates = UPDATES_ON_GPU if device.type == "cuda" else UPDATES
     for algorithm in ALGORITHMS:
         seeds_in_one_batch(algorithm, seeds=SEEDS, updates=updates, device=device, repeats=repeats)
 
 
 def seeds_in_one_batch(algorithm: str, *, seeds: int, updates: int, device: torch.device, repeats: int) -> None:
-    on_gpu = device.type == "cuda"
-    took = seconds_of_the_device if on_gpu else seconds
+    on_gpu, took = device.type == "cuda", clock(device)
     loop = partial(
         agent_loop, algorithm, joint=False, updates=updates, device=device, graphs=CudaGraphs if on_gpu else None
     )

@@ -120,9 +120,8 @@ def on_a_gpu(found: Counter[str]) -> Counter[str]:
     return Counter({where: count for where, count in found.items() if not where.endswith(" _distinct")})
 
 
-def measure(repeats: int) -> None:
+def measure(repeats: int, device: torch.device) -> None:
     """One run each: what is counted does not vary."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     for algorithm in ALGORITHMS:
         for joint in (False, True):
             found = on_a_gpu(waits(agent_loop(algorithm, joint=joint, updates=UPDATES, device=device).run))

@@ -7,7 +7,8 @@ from trade_agent.agents.td3 import TD3
 from trade_agent.agents.torchrl_modules import td3_loss
 
 
-def measure(repeats: int) -> None:
+def measure(repeats: int, device: torch.device) -> None:
     torch.manual_seed(0)
-    agent = TD3(observation_dim=FEATURES + PRIVATE, action_dim=1, hidden_dims=HIDDEN, max_grad_norm=None)
-    measure_updates("G10 TD3 update", agent, td3_loss(agent), targets=(1.4, None), repeats=repeats)
+    targets = {"cpu": (1.4, None), "cuda": (15.0, None)}[device.type]
+    agent = TD3(observation_dim=FEATURES + PRIVATE, action_dim=1, hidden_dims=HIDDEN, max_grad_norm=None, device=device)
+    measure_updates("G10 TD3 update", agent, td3_loss(agent), targets=targets, repeats=repeats, device=device)

@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import inspect
 import json
 import os
 import subprocess
@@ -15,8 +16,8 @@ import torch
 
 from benchmarks.arguments import Names
 from benchmarks.speed import forecaster, frozen, leak, off_policy, peer, replay, rollout, start
-from benchmarks.speed.__main__ import GROUPS
-from benchmarks.speed.cuda import captured_loop
+from benchmarks.speed.__main__ import CPU_ONLY, GROUPS, main
+from benchmarks.speed.cuda import busy_share, captured_loop
 from benchmarks.speed.env import FREE, _Steps, random_walk, same_profits
 from benchmarks.speed.loops import ALGORITHMS
 from benchmarks.speed.measure import Figure, in_turn
@@ -30,12 +31,30 @@ from trade_agent.envs.market import MarketState, reset
 from trade_agent.envs.rules import MarketRules
 from trade_agent.envs.series import MarketSeries
 
+CPU = torch.device("cpu")
 ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.parametrize("group", GROUPS)
 def test_every_group_can_be_measured(group: str) -> None:
-    assert callable(importlib.import_module(f"benchmarks.speed.{group}").measure)
+    measure = importlib.import_module(f"benchmarks.speed.{group}").measure
+    assert list(inspect.signature(measure).parameters) == ["repeats", "device"][: 1 if group in CPU_ONLY else 2]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["speed", "--only", "cuda", "--device", "cuda"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    assert "device.name=cuda but there is none here" in capsys.readouterr().err
+
+
+def test_busy_is_the_time_that_lies_within_any_kernel_of_the_second_half() -> None:
+    assert busy_share([(8.0, 10.0), (0.0, 2.0), (5.0, 7.0), (4.0, 6.0)]) == 0.8
+    assert busy_share([(0.0, 10.0), (1.0, 2.0)]) == 1.0
 
 
 def test_every_peer_has_packages_and_a_program() -> None:
@@ -155,7 +174,7 @@ def test_captured_loops_count_where_they_end_alike(capsys: pytest.CaptureFixture
         def record(self, work: Callable[[], Any]) -> Any:
             raise RuntimeError("there are no graphs")
 
-    captured_loop("td3", joint=False, updates=8, device=torch.device("cpu"), graphs=AsItIs, repeats=1)
+    captured_loop("td3", joint=False, updates=8, device=CPU, graphs=AsItIs, repeats=1)
     line = json.loads(capsys.readouterr().out)
     assert (line["agrees"], line["ratio"] is not None) == (alike, alike)
 
@@ -177,7 +196,7 @@ def test_a_peer_answers_over_its_pipe_whatever_it_prints() -> None:
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_seeds_in_one_batch_are_those_one_after_another(capsys: pytest.CaptureFixture[str], algorithm: str) -> None:
-    seeds_in_one_batch(algorithm, seeds=2, updates=8, device=torch.device("cpu"), repeats=1)
+    seeds_in_one_batch(algorithm, seeds=2, updates=8, device=CPU, repeats=1)
     line = json.loads(capsys.readouterr().out)
     assert line["agrees"] is True
     assert line["ratio"] > 0.0
@@ -191,7 +210,7 @@ def test_replay_buffers_hand_out_the_same_rows(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(replay, "ROUNDS", 2)
-    replay.measure(1)
+    replay.measure(1, CPU)
     plain, tensordict = lines_of(capsys)
     assert plain["agrees"] is tensordict["agrees"] is True
     assert plain["ratio"] > 0.0
@@ -201,7 +220,7 @@ def test_the_forecaster_sees_the_windows_of_a_dataloader(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(forecaster, "NUM_BARS", 300)
-    forecaster.against_dataloader(1)
+    forecaster.against_dataloader(1, CPU)
     (line,) = lines_of(capsys)
     assert line["agrees"] is True
     assert line["ratio"] > 0.0
@@ -211,7 +230,7 @@ def test_an_agent_learns_with_a_frozen_forecaster_and_without(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(frozen, "ENV_STEPS", 200)
-    frozen.measure(1)
+    frozen.measure(1, CPU)
     (line,) = lines_of(capsys)
     assert line["ratio"] > 0.0
     assert line["target"] == 1.1
