@@ -7,6 +7,7 @@ import torch
 from trade_agent.envs.rules import MarketRules
 from trade_agent.envs.series import MarketSeries
 from trade_agent.errors import ConfigError, TrainingDivergedError
+from trade_agent.evaluation import backtest
 from trade_agent.evaluation.backtest import cost_sensitivity, costs_modelled, run_policy, simulate
 
 FREE = MarketRules(
@@ -105,6 +106,20 @@ def test_future_prices_do_not_reach_the_past():
     after = simulate(changed, MarketRules(), weights, start=3)[0]
     assert np.array_equal(before.equity[: 31 - 3], after.equity[: 31 - 3])
     assert before.equity[31 - 3] != after.equity[31 - 3]
+
+
+@pytest.mark.parametrize("steps", [1, 7, 59])
+def test_a_replay_does_not_depend_on_the_blocks_that_it_is_kept_in(monkeypatch, steps):
+    def policy(t, account):
+        return torch.cos(t.double() * torch.tensor([0.7, 1.3]))[None]
+
+    whole = run_policy(random_series(), FREE, policy, start=0, end=59)
+    monkeypatch.setattr(backtest, "BLOCK_STEPS", steps)
+    parts = run_policy(random_series(), FREE, policy, start=0, end=59)
+    assert len(parts.equity) == 60
+    assert len(set(parts.equity)) == 60
+    for name in ("equity", "weights", "targets", "turnover", "cost"):
+        np.testing.assert_array_equal(getattr(parts, name), getattr(whole, name))
 
 
 def test_nan_from_a_policy_is_divergence_not_a_pause():

@@ -6,6 +6,7 @@ the close of the next bar, so ``equity[s]`` belongs to the close of bar ``start 
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ Floats = NDArray[np.float64]
 Policy = Callable[[Tensor, Tensor], Tensor]
 
 COST_BPS = (0.0, 5.0, 10.0, 20.0, 50.0)
+BLOCK_STEPS = 10_000  # a tensor of its own for each step takes 80 times the memory of a number
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,19 +91,21 @@ def run_policy(series: MarketSeries, rules: MarketRules, policy: Policy, *, star
         ValueError: the bars are not inside the series.
     """
     _check_fits(series, start, end)
-    actions: list[Tensor] = []
+    actions = _Rows()
 
     def act(s: int, t: Tensor, account: Tensor | None) -> Tensor:
         assert account is not None
-        actions.append(policy(t, account))
-        return actions[-1]
+        action = policy(t, account)
+        actions.append(action)
+        return action
 
     with torch.no_grad():
         result = _run(series, rules, act, start=start, num_steps=end - start, num_paths=1, observe=True)[0]
     # One look at the end instead of one per step: the market takes NaN for "no order" and would hide it.
-    broken = ~torch.isfinite(torch.cat(actions)).all(dim=-1)
+    (taken,) = actions.stacked()
+    broken = ~np.isfinite(taken).all(axis=(1, 2))
     if broken.any():
-        bar = start + int(broken.nonzero()[0])
+        bar = start + int(broken.argmax())
         raise TrainingDivergedError(
             f"the policy gave NaN or infinity at bar {bar}", "lower the learning rate and retrain"
         )
@@ -131,6 +135,29 @@ def costs_modelled(rules: MarketRules) -> bool:
     return bool(rules.linear_cost > 0.0) or rules.commission_min > 0.0 or rules.impact > 0.0
 
 
+class _Rows:
+    """Tensors [N, ...] of one step after another."""
+
+    def __init__(self) -> None:
+        self._steps: list[tuple[Tensor, ...]] = []
+        self._blocks: list[tuple[NDArray[Any], ...]] = []
+
+    def append(self, *tensors: Tensor) -> None:
+        self._steps.append(tensors)
+        if len(self._steps) == BLOCK_STEPS:
+            self._close_block()
+
+    def stacked(self) -> list[NDArray[Any]]:
+        """[S, N, ...] of each of the tensors of a step."""
+        if self._steps:
+            self._close_block()
+        return [np.concatenate(blocks) for blocks in zip(*self._blocks, strict=True)]
+
+    def _close_block(self) -> None:
+        self._blocks.append(tuple(torch.stack(values).cpu().numpy() for values in zip(*self._steps, strict=True)))
+        self._steps = []
+
+
 def _run(
     series: MarketSeries,
     rules: MarketRules,
@@ -144,24 +171,18 @@ def _run(
     device = series.close.device
     begin = torch.full((num_paths,), start, dtype=torch.int64, device=device)
     state = reset(series, rules, begin, begin + num_steps)
-    equity, weights, targets, turnover, cost = [state.equity], [], [], [], []
+    begun, rows = state.equity.cpu().numpy(), _Rows()
     ruined = torch.zeros(num_paths, dtype=torch.bool, device=device)
     for s in range(num_steps):
         action = act(s, state.t, account_observation(series, rules, state) if observe else None)
         state, result = step(series, rules, state, action)
-        equity.append(result.equity)
-        weights.append(result.weights)
-        targets.append(target_weights(rules, action))
-        turnover.append(result.turnover)
-        cost.append(result.cost + result.financing)
+        targets = target_weights(rules, action)
+        rows.append(result.equity, result.weights, targets, result.turnover, result.cost + result.financing)
         ruined = ruined | result.terminated
-    # One transfer per quantity, at the end.
-    equity_s, weights_s, targets_s, turnover_s, cost_s = (
-        torch.stack(values).cpu().numpy() for values in (equity, weights, targets, turnover, cost)
-    )
+    equity_s, weights_s, targets_s, turnover_s, cost_s = rows.stacked()
     return [
         Backtest(
-            equity=equity_s[:, n].copy(),
+            equity=np.concatenate((begun[n : n + 1], equity_s[:, n])),
             weights=weights_s[:, n].copy(),
             targets=targets_s[:, n].copy(),
             turnover=turnover_s[:, n].copy(),

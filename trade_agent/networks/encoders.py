@@ -56,7 +56,7 @@ class WindowEncoder(nn.Module):
     def __init__(self, forecaster: CNNLSTM, series: Tensor) -> None:
         super().__init__()
         self.forecaster = forecaster
-        clean, first_row = _without_leading_gaps(series)
+        first_row = _first_finite_row(series)
         self.first_bar = first_row + forecaster.window_bars - 1
         if self.first_bar >= len(series):
             raise DataError(
@@ -64,7 +64,10 @@ class WindowEncoder(nn.Module):
                 f"{forecaster.window_bars} bars",
                 "load more bars or lower window_bars",
             )
-        self.register_buffer("series", clean, persistent=False)
+        if first_row:
+            series = series.clone()
+            series[:first_row] = 0.0
+        self.register_buffer("series", series, persistent=False)
 
     @property
     def output_dim(self) -> int:
@@ -101,7 +104,7 @@ def build_table(forecaster: CNNLSTM, series: Tensor, batch: int) -> Tensor:
     Each block of ``batch`` bars is convolved once. The forecaster's mode is left as it was found. For NaN and errors
     see WindowEncoder.
     """
-    clean, first_row = _without_leading_gaps(series)
+    first_row = _first_finite_row(series)
     num_bars, num_assets, num_features = series.shape
     table = new_table(num_bars, num_assets, forecaster.feature_dim + num_features, like=series)
     was_training = forecaster.training
@@ -110,10 +113,10 @@ def build_table(forecaster: CNNLSTM, series: Tensor, batch: int) -> Tensor:
         lag = forecaster.window_bars - 1
         for start in range(first_row + lag, num_bars, batch):
             stop = min(start + batch, num_bars)
-            convolved = forecaster.convolve_series(clean[start - lag : stop])
+            convolved = forecaster.convolve_series(series[start - lag : stop])
             ends = torch.arange(lag, lag + stop - start, device=series.device)
             features = forecast_features(forecaster.encode_from_series(convolved, ends))
-            table[start:stop] = torch.cat((features, clean[start:stop]), dim=-1)
+            table[start:stop] = torch.cat((features, series[start:stop]), dim=-1)
     finally:
         forecaster.train(was_training)
     return table
@@ -130,15 +133,11 @@ def _distinct(t: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
     return bars, inverse, counts
 
 
-def _without_leading_gaps(series: Tensor) -> tuple[Tensor, int]:
-    """The series with its leading rows of NaN as zeros, and the index of the first finite row."""
+def _first_finite_row(series: Tensor) -> int:
+    """How many rows at the start are not finite. Raises DataError where a later one is not."""
     finite = series.isfinite().flatten(1).all(1)
-    if bool(finite.all()):
-        return series, 0
     first_row = int(finite.long().argmax())  # 0 where no row is finite
     gaps = (~finite[first_row:]).nonzero()
     if len(gaps):
         raise DataError(f"the features of bar {first_row + int(gaps[0])} are not finite", "fill or drop them upstream")
-    clean = series.clone()
-    clean[:first_row] = 0.0
-    return clean, first_row
+    return first_row

@@ -71,7 +71,7 @@ def label_rows(rows: range, horizons: Sequence[int], window_bars: int, first_row
 
 def samples(bars: Sequence[int], valid: Tensor) -> Tensor:
     """Pairs (t, a) [S, 2] of the given bars whose targets are all valid."""
-    t = torch.tensor(list(bars), dtype=torch.int64, device=valid.device)
+    t = torch.from_numpy(np.fromiter(bars, dtype=np.int64)).to(valid.device)
     pairs = valid[t].all(-1).nonzero()
     return torch.stack((t[pairs[:, 0]], pairs[:, 1]), dim=1)
 
