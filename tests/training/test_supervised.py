@@ -250,13 +250,16 @@ def test_rows_outside_a_block_are_purged_on_both_sides() -> None:
         assert not seen_by_block & set(range(t - window_bars + 1, t + horizon + 1))
 
 
-def test_alignment_recovers_a_linear_map() -> None:
+@pytest.mark.parametrize("every", [1, 2])
+def test_alignment_recovers_a_linear_map(every: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervised, "ALIGN_ROWS", {1: 301, 2: 200}[every])  # of 300
     random = torch.Generator().manual_seed(0)
     fold = torch.randn(400, 2, 5, generator=random)
     weight, bias = torch.randn(3, 3, generator=random), torch.tensor([1.0, -2.0, 0.5])
     final = fold.clone()
     final[..., :3] = fold[..., :3] @ weight + bias
     final[300:] = 99.0  # rows that are not to be looked at
+    final[every - 1 :: every] += {1: 0.0, 2: 99.0}[every]
     found_weight, found_bias = align_latent(fold, final, range(300), 3)
     torch.testing.assert_close(found_weight, weight, atol=0.01, rtol=0.0)
     torch.testing.assert_close(found_bias, bias, atol=0.01, rtol=0.0)
