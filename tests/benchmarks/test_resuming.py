@@ -17,7 +17,7 @@ results, *overrides = sys.argv[1:]
 small = ("env.evaluation_episodes=2", "env.check_episodes=1", "model.hidden_sizes=[8]", "monitoring=off")
 program.UNITS = (
     program.Unit(
-        task="Pendulum-v1", algorithm="td3", published=-1500.0, env_steps=240, required=False,
+        task="Pendulum-v1", algorithm="td3", published=-1500.0, env_steps=240, required=True,
         overrides=(*small, *overrides),
     ),
 )
@@ -58,9 +58,9 @@ def test_a_unit_runs_once_and_again_when_its_settings_change(
 ) -> None:
     kept = tmp_path / name
     lines, told = run(program, tmp_path)
-    first = json.loads(kept.read_text())
     assert "[1/1]" in told
     assert "finished" in told
+    first = json.loads(kept.read_text())
     assert all(line["finished"] and line["met"] is not None for line in lines)
 
     marked = first | {value: -123.0}  # a number that no run gives
