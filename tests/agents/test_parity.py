@@ -122,6 +122,35 @@ def test_compiled_ppo(policy):
         assert_close(parameter.grad, gradient, atol=1e-6, rtol=1e-4)
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+@pytest.mark.parametrize(("agent_class", "layer_norm"), [(SAC, False), (TD3, True)])
+def test_compiled_critics(agent_class, layer_norm, transitions):
+    torch.manual_seed(1)
+    agent = agent_class(observation_dim=5, action_dim=2, hidden_dims=(32, 32), layer_norm=layer_norm)
+    perturb(agent.target_critic)
+    batch = agent.prepare(transitions())
+
+    def gradients():
+        """Of two updates: in the second one TD3's actor has its turn."""
+        for _ in range(2):
+            agent.optimizer.zero_grad()
+            total, metrics = agent.objective(batch)
+            total.backward()
+            yield total, metrics, [parameter.grad for parameter in agent.parameters() if parameter.requires_grad]
+            agent.count()
+
+    plain = list(gradients())
+    agent.fuse()
+    for (total, metrics, grads), (expected, others, like) in zip(gradients(), plain, strict=True):
+        assert_close(total, expected, atol=1e-6, rtol=1e-5)
+        assert_close(metrics, others, atol=1e-6, rtol=1e-5)
+        assert [grad is None for grad in grads] == [grad is None for grad in like]
+        for mine, other in zip(grads, like, strict=True):
+            if mine is not None:
+                assert_close(mine, other, atol=1e-6, rtol=1e-4)
+
+
 @pytest.mark.parametrize("policy", ["gaussian", "beta", "categorical"])
 @pytest.mark.parametrize("entropy_coefficient", [0.0, 0.02])
 def test_ppo(entropy_coefficient, policy):

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from trade_agent.agents.ppo import PPO
+from trade_agent.agents.builders import AGENT_BUILDERS
 from trade_agent.envs.market import account_fields
 from trade_agent.networks.encoders import build_table
 from trade_agent.training.distributed import World
@@ -63,8 +63,9 @@ def test_train_rows_are_read_through_the_forecasters_that_did_not_see_them(
 
 
 @pytest.mark.parametrize("asked", [False, True])
-def test_the_market_is_compiled_where_it_is_asked_for(
-    trained: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: bool
+@pytest.mark.parametrize("model", ["ppo", "sac", "td3"])
+def test_market_and_agent_are_compiled_where_it_is_asked_for(
+    trained: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str, asked: bool
 ) -> None:
     given: dict[str, Any] = {}
 
@@ -73,8 +74,8 @@ def test_the_market_is_compiled_where_it_is_asked_for(
         raise Stop
 
     monkeypatch.setattr(trading, "TrainingMarket", spy)
-    monkeypatch.setattr(PPO, "fuse", lambda agent: given.update(agent=agent))
-    config = trained.settings("stage=rl", "model=ppo", f"device.compile={asked}")
+    monkeypatch.setattr(AGENT_BUILDERS[model], "fuse", lambda agent: given.update(agent=agent))
+    config = trained.settings("stage=rl", f"model={model}", f"device.compile={asked}")
     with pytest.raises(Stop):
         rl.run(
             trained.context(tmp_path, config), model=config.model, forecaster=trained.parent("forecaster", "cnn_lstm")
@@ -111,7 +112,7 @@ def test_for_several_processes_or_copies_the_market_alone_is_compiled_and_only_w
 
     monkeypatch.setattr(trading, "TrainingMarket", spy)
     monkeypatch.setattr(trading, "choose_compiled", lambda *arguments, **named: True)
-    monkeypatch.setattr(PPO, "fuse", lambda agent: given.update(agent=agent))
+    monkeypatch.setattr(AGENT_BUILDERS[model], "fuse", lambda agent: given.update(agent=agent))
     monkeypatch.setattr(ProgressReporter, "say", lambda reporter, line: lines.append(line))
     config = trained.settings("stage=rl", f"model={model}", f"device.compile={asked}")
     context = replace(trained.context(tmp_path, config), world=Two(size=processes))
@@ -125,7 +126,7 @@ def test_for_several_processes_or_copies_the_market_alone_is_compiled_and_only_w
         ("auto", 1): ["  device.compile=auto: eager, both ways are timed for one agent only"],
     }
     of_losses = ["  device.compile: the market only, agents of several processes or copies stay eager"]
-    assert lines == told.get((asked, processes), of_losses if model == "ppo" else [])
+    assert lines == told.get((asked, processes), of_losses)
 
 
 @pytest.mark.parametrize("algorithm", ["ppo", "sac", "td3"])

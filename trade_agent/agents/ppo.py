@@ -12,6 +12,7 @@ from tensordict import TensorDict
 from torch import Tensor, nn
 
 from trade_agent.agents.base import (
+    FUSED,
     Action,
     GradientHook,
     backward_share,
@@ -23,10 +24,6 @@ from trade_agent.agents.normalisers import ObservationNormaliser, RewardNormalis
 from trade_agent.agents.policies import Distribution, build_policy, policy_action, policy_outputs
 from trade_agent.agents.processes import Alone, Processes
 from trade_agent.networks.mlp import build_mlp, orthogonal_init
-
-# Random numbers are those that PyTorch draws without compiling. On a CPU its tanh takes five times as long as an
-# exponential; 2 / (1 + exp(-2x)) - 1 is off by 2e-7 at most.
-FUSED: dict[str, Any] = {"fallback_random": True, "cpp.use_decompose_tanh": True}
 
 
 def clipped_surrogate(log_ratio: Tensor, advantage: Tensor, clip: float) -> Tensor:
@@ -162,12 +159,7 @@ class PPO(nn.Module):
         return total, metrics
 
     def fuse(self) -> None:
-        """Fuse what lies between the products of the networks, in a rollout and in the losses. The random numbers are
-        the same, and results are equal up to rounding.
-
-        Kernels are built at the first rollout, and at the first update with each size of a minibatch: half a minute,
-        and on a CPU a C++ compiler.
-        """
+        """Compile rollouts and losses."""
         self.explore = torch.compile(self.explore, dynamic=False, options=FUSED)  # type: ignore[method-assign]
         self.objective = torch.compile(self.objective, dynamic=False, options=FUSED)  # type: ignore[method-assign]
 

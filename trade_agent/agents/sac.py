@@ -15,6 +15,7 @@ from tensordict import TensorDict
 from torch import Tensor, nn
 
 from trade_agent.agents.base import (
+    FUSED,
     Action,
     GradientHook,
     backward_share,
@@ -182,6 +183,10 @@ class SAC(nn.Module):
             "q_spread": (losses.q[0] - losses.q[1]).abs().mean(),
         }
         return losses.actor + losses.critic + losses.alpha, metrics
+
+    def fuse(self) -> None:
+        """Compile the losses."""
+        self.objective = torch.compile(self.objective, dynamic=False, options=FUSED)  # type: ignore[method-assign]
 
     def backward(self, batch: TensorDict, *, share: float = 1.0, extra_loss: Tensor | None = None) -> dict[str, Tensor]:
         """Gradients of actor, critics and temperature."""

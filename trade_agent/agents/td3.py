@@ -14,6 +14,7 @@ from tensordict import TensorDict
 from torch import Tensor, nn
 
 from trade_agent.agents.base import (
+    FUSED,
     Action,
     GradientHook,
     backward_share,
@@ -161,13 +162,20 @@ class TD3(nn.Module):
     def objective(self, batch: TensorDict) -> tuple[Tensor, dict[str, Tensor]]:
         """The sum to minimise and the metrics of a minibatch that was prepared: the critics, and in each
         ``policy_delay``-th update also the actor."""
+        return self._objective(batch, turn=self.turn)
+
+    def _objective(self, batch: TensorDict, *, turn: bool) -> tuple[Tensor, dict[str, Tensor]]:
         total, q = self.critic_loss(batch)
         metrics = {"loss_critic": total.detach(), "q_mean": q.mean(), "q_spread": (q[0] - q[1]).abs().mean()}
-        if self.turn:
+        if turn:
             loss_actor = self.actor_loss(batch)
             metrics["loss_actor"] = loss_actor.detach()
             total = total + loss_actor
         return total, metrics
+
+    def fuse(self) -> None:
+        """Compile the losses: one graph for updates of the critics, one for those of the actor, too."""
+        self._objective = torch.compile(self._objective, dynamic=False, options=FUSED)  # type: ignore[method-assign]
 
     def backward(self, batch: TensorDict, *, share: float = 1.0, extra_loss: Tensor | None = None) -> dict[str, Tensor]:
         """Gradients of what ``objective`` sums up."""

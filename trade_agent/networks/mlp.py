@@ -5,6 +5,7 @@ Shapes: B rows of a batch, M members, I inputs, O outputs. NaN inputs give NaN o
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,8 +13,38 @@ from torch.nn import functional as F
 
 from trade_agent.errors import ConfigError
 
+
+class _FloatMasked(torch.autograd.Function):
+    """ReLU whose backward pass multiplies by the sign of the output."""
+
+    @staticmethod
+    def forward(ctx: Any, inputs: Tensor) -> Tensor:
+        outputs = inputs.relu()
+        ctx.save_for_backward(outputs)
+        return outputs
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        (outputs,) = ctx.saved_tensors
+        return gradient * outputs.sign()
+
+
+class ReLU(nn.Module):
+    """max(x, 0), in place: what precedes it here (a linear layer, LayerNorm) does not need its own output to go
+    backward.
+
+    Compiled, the derivative of PyTorch's own is kept as a mask of bools, which takes a CPU fifty times as long to write
+    as the outputs, which are kept anyway.
+    """
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        if torch.compiler.is_compiling():
+            return _FloatMasked.apply(inputs)  # type: ignore[no-any-return, no-untyped-call]
+        return F.relu(inputs, inplace=True)
+
+
 ACTIVATIONS: dict[str, type[nn.Module]] = {
-    "relu": nn.ReLU,
+    "relu": ReLU,
     "tanh": nn.Tanh,
     "elu": nn.ELU,
     "silu": nn.SiLU,
@@ -25,8 +56,7 @@ def make_activation(name: str) -> nn.Module:
     """The activation called ``name``; raises ConfigError for a name that is not in ACTIVATIONS."""
     if name not in ACTIVATIONS:
         raise ConfigError(f"activation {name!r} is unknown", f"choose one of {', '.join(sorted(ACTIVATIONS))}")
-    # What precedes an activation here (a linear layer, LayerNorm) does not need its own output to go backward.
-    return nn.ReLU(inplace=True) if name == "relu" else ACTIVATIONS[name]()
+    return ACTIVATIONS[name]()
 
 
 def build_mlp(

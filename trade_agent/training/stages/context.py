@@ -38,7 +38,7 @@ class StageContext:
     episode_bars: int
     seed: int
     device: torch.device
-    compiled: bool | Literal["auto"]  # whether the step of the market, and actions and losses of PPO, are compiled
+    compiled: bool | Literal["auto"]  # whether the step of the market and the agent are compiled
     progress: ProgressReporter
     folder: Path  # of this stage's pictures and tables
     checkpoints: Checkpoints

@@ -5,13 +5,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from tensordict import TensorDict
 from torch import Tensor
 
 from trade_agent.agents.base import Agent
-from trade_agent.agents.builders import agent_from_spec
-from trade_agent.agents.ppo import PPO
-from trade_agent.config.schema import AgentModel, PpoModel
+from trade_agent.config.schema import AgentModel
 from trade_agent.envs.batched import TrainingMarket
 from trade_agent.evaluation.backtest import Backtest, Policy, run_policy
 from trade_agent.evaluation.grading import grade
@@ -23,8 +20,7 @@ from trade_agent.training.compiling import choose_compiled
 from trade_agent.training.dataset import MarketDataset
 from trade_agent.training.learner import Learner, Observe
 from trade_agent.training.stages.context import StageContext, StageOutcome
-
-TIMED_STEPS = 64  # of the market in a timed round of SAC and TD3
+from trade_agent.training.timed_round import one_round, steps_of_round
 
 
 def backtest(dataset: MarketDataset, policy: Policy, rows: range) -> Backtest:
@@ -95,20 +91,18 @@ def train_agent(
         compiled = False
         context.progress.say("  device.compile=auto: eager, both ways are timed for one agent only")
     if compiled == "auto":
-        steps = model.rollout_steps if isinstance(model, PpoModel) else TIMED_STEPS
+        env_steps_of_round = steps_of_round(model) * model.num_envs
         compiled = choose_compiled(
             context.folder / "compile.json",
-            make_round=lambda on: one_round(make_market(torch.Generator(context.device), on), agent, model, steps, on),
-            rounds=math.ceil(total_env_steps / (steps * model.num_envs)),
+            make_round=lambda on: one_round(make_market(torch.Generator(context.device), on), agent, model, on),
+            rounds=math.ceil(total_env_steps / env_steps_of_round),
             progress=context.progress,
         )
-    # SAC and TD3 spend their time in products: compiled they lose. Statistics over several processes break the graph,
-    # and so does a stack of copies.
-    if compiled and isinstance(agent, PPO):
-        if context.world.size == 1 and agent.copies == 1:
-            agent.fuse()
-        else:
-            context.progress.say("  device.compile: the market only, agents of several processes or copies stay eager")
+    # Statistics over several processes break the graph, and so does a stack of copies.
+    if compiled and context.world.size == 1 and agent.copies == 1:
+        agent.fuse()
+    elif compiled:
+        context.progress.say("  device.compile: the market only, agents of several processes or copies stay eager")
     return train_in(
         make_market(generator, compiled),
         agent,
@@ -127,48 +121,6 @@ def train_agent(
         label=label,
         session=session,
     )
-
-
-def one_round(
-    market: TrainingMarket, agent: Agent, model: AgentModel, steps: int, compiled: bool
-) -> Callable[[], object]:
-    """What compiling changes of a round of training: the steps of the market, PPO's actions, and its losses with their
-    gradients."""
-    action = torch.zeros(market.num_envs, market.action_dim, device=market.device)
-    if not isinstance(model, PpoModel):
-        return lambda: [market.step(action) for _ in range(steps)]
-    scratch = agent_from_spec(agent.spec(), device=market.device)  # another agent like this one
-    assert isinstance(scratch, PPO)
-    rows = steps * market.num_envs
-    batch = _minibatch_of_noise(scratch, min(rows, model.batch_size), market.device)
-    observation = torch.randn(market.num_envs, agent.spec()["observation_dim"], device=market.device)
-    if compiled:
-        scratch.fuse()
-
-    def work(ppo: PPO = scratch) -> None:
-        for _ in range(steps):
-            market.step(ppo.explore(observation).action)
-        for _ in range(model.epochs * math.ceil(rows / model.batch_size)):
-            ppo.objective(batch)[0].backward()
-
-    return work
-
-
-def _minibatch_of_noise(agent: PPO, rows: int, device: torch.device) -> TensorDict:
-    observation = torch.randn(rows, agent.spec()["observation_dim"], device=device)
-    drawn = agent.explore(observation)
-    advantage, value_target = torch.randn(2, rows, device=device)
-    batch = TensorDict(
-        {
-            "observation": observation,
-            "raw": drawn.raw,
-            "log_prob": drawn.log_prob,
-            "advantage": advantage,
-            "value_target": value_target,
-        },
-        batch_size=[rows],
-    )
-    return agent.prepare(batch)
 
 
 def trading_outcome(
