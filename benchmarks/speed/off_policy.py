@@ -1,6 +1,9 @@
 """What G9 and G10 share: one gradient step, drawing its batch included, on the same net and transitions everywhere."""
 
+import copy
 import tempfile
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,7 +15,7 @@ from torchrl.data import LazyTensorStorage
 from torchrl.data import ReplayBuffer as TorchRLReplayBuffer
 from torchrl.objectives import LossModule, SoftUpdate
 
-from benchmarks.speed.measure import Figure, clock, in_turn
+from benchmarks.speed.measure import Figure, clock, first_run, in_turn
 from benchmarks.speed.peer import Peer, reported_if_missing
 from trade_agent.agents.base import transition_batch
 from trade_agent.agents.replay import ReplayBuffer, Transitions
@@ -20,12 +23,13 @@ from trade_agent.agents.sac import SAC
 from trade_agent.agents.td3 import TD3
 from trade_agent.training.capture import CapturedLearner
 from trade_agent.training.graphs import CudaGraphs
-from trade_agent.training.learner import Learner, minibatch, observed
+from trade_agent.training.learner import Learner, minibatch
 
 HIDDEN, BATCH, FEATURES, PRIVATE = [256, 256], 256, 32, 6
 ROWS = 10_000
 UPDATES = 20  # in one run
 Arrays = dict[str, np.ndarray]
+Learn = Callable[[TensorDict], dict[str, Tensor]]
 
 
 class Data(NamedTuple):
@@ -85,17 +89,24 @@ def measure_updates(
     On a GPU ours is captured: what is recorded is recorded in the run that does not count.
     """
     data, generator = make_data(device), torch.Generator(device).manual_seed(1)
-
-    def update(batch: TensorDict) -> dict[str, Tensor]:
-        return agent.update(observed(batch, data.observe))
-
-    on_gpu = device.type == "cuda"
-    learn = CapturedLearner(Learner(agent, data.observe), CudaGraphs(generator)) if on_gpu else update
     as_torchrl = losses_of_torchrl_agree(agent, loss, data)  # before either learns
 
-    def ours() -> float:
-        return clock(device)(lambda: [learn(minibatch(data.replay.sample(BATCH, generator))) for _ in range(UPDATES)])
+    def updates(learn: Learn) -> list[Any]:
+        return [learn(minibatch(data.replay.sample(BATCH, generator))) for _ in range(UPDATES)]
 
+    def timed(learn: Learn) -> Callable[[], float]:
+        return lambda: clock(device)(partial(updates, learn))
+
+    if device.type == "cuda":
+        sides = [(CapturedLearner(Learner(agent, data.observe), CudaGraphs(generator)), "", targets)]
+        as_eager = True  # capturing compares them itself
+    else:
+        fused = copy.deepcopy(agent)
+        fused.fuse()
+        sides = [(Learner(fused, data.observe), "", targets), (Learner(agent, data.observe), ", eager", (None, None))]
+        first_run(figure, partial(updates, sides[0][0]))
+        fused.load_state_dict(agent.state_dict())
+        as_eager = objectives_agree(agent, fused, data)
     with (
         reported_if_missing(f"{figure}, against Stable-Baselines3", "Stable-Baselines3"),
         tempfile.TemporaryDirectory() as folder,
@@ -104,11 +115,19 @@ def measure_updates(
         agrees = losses_agree(agent, data, peer, Path(folder))
         path = _save(Path(folder, "transitions.npz"), data.arrays())
         versions = peer.ask("off_policy", algorithm=agent.name, path=path, hidden=HIDDEN)
-        side, other = in_turn(ours, lambda: peer.ask("updates", count=UPDATES, batch_size=BATCH), repeats)
-        _line(figure, side, other, "Stable-Baselines3", targets[0], agrees, device, versions)
+        for learn, way, (target, _) in sides:
+            side, other = in_turn(timed(learn), lambda: peer.ask("updates", count=UPDATES, batch_size=BATCH), repeats)
+            _line(figure, way, side, other, "Stable-Baselines3", target, agrees and as_eager, device, versions)
     theirs = torchrl_updates(loss, data)
-    side, other = in_turn(ours, lambda: clock(device)(theirs), repeats)
-    _line(figure, side, other, "TorchRL loss module", targets[1], as_torchrl, device)
+    for learn, way, (_, target) in sides:
+        side, other = in_turn(timed(learn), lambda: clock(device)(theirs), repeats)
+        _line(figure, way, side, other, "TorchRL loss module", target, as_torchrl and as_eager, device)
+
+
+def objectives_agree(agent: SAC | TD3, fused: SAC | TD3, data: Data) -> bool:
+    """What is minimised, of one batch, as it is and compiled."""
+    batch = agent.prepare(data.batch(BATCH))
+    return torch.allclose(fused.objective(batch)[0], agent.objective(batch)[0], rtol=1e-5, atol=1e-5)
 
 
 def losses_of_torchrl_agree(agent: SAC | TD3, loss: LossModule, data: Data) -> bool:
@@ -204,6 +223,7 @@ def _save(path: Path, arrays: Arrays) -> str:
 
 def _line(
     figure: str,
+    way: str,
     ours: float,
     peer: float,
     name: str,
@@ -213,7 +233,7 @@ def _line(
     versions: dict[str, str] | None = None,
 ) -> None:
     Figure(
-        figure=f"{figure}, batch {BATCH}, {HIDDEN}, against {name}",
+        figure=f"{figure}, batch {BATCH}, {HIDDEN}, against {name}{way}",
         unit="ms/update",
         ours=1e3 * ours / UPDATES,
         peer=1e3 * peer / UPDATES,

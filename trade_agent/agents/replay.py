@@ -73,7 +73,7 @@ class ReplayBuffer:
         t, private, action, reward, terminated, next_private, steps = transitions
         packed = torch.where(terminated, -steps, steps)
         head = min(rows, self.capacity - self.position)
-        for column, values in zip(self._columns, (t, packed, reward, private, action, next_private), strict=True):
+        for column, values in zip(self._columns, (t, private, action, reward, packed, next_private), strict=True):
             if head == rows:
                 column.narrow(0, self.position, rows).copy_(values)
             else:
@@ -89,20 +89,20 @@ class ReplayBuffer:
             self.size // copies, (batch_size * copies,), generator=generator, device=self._words.device
         )
         index = own_rows(index, copies)
-        t, packed, reward, private, action, next_private = self._split(self._words.index_select(0, index))
+        t, private, action, reward, packed, next_private = self._split(self._words.index_select(0, index))
         return Transitions(t, private, action, reward, packed < 0, next_private, packed.abs())
 
     def _split(self, words: Tensor) -> tuple[Tensor, ...]:
-        """Columns as views, in their order; steps and termination still in one word."""
+        """Columns as views, in the order of the fields; steps and termination still in one word."""
         private, action = self.private_dim, self.action_dim
         floats = words.view(torch.float32)
         after = 3 + private + action
         return (
             words[:, 0],
-            words[:, 1],
-            floats[:, 2],
             floats[:, 3 : 3 + private],
             floats[:, 3 + private : after],
+            floats[:, 2],
+            words[:, 1],
             floats[:, after:],
         )
 
