@@ -172,7 +172,7 @@ def against_torchrl(repeats: int, device: torch.device, num_envs: int = 4096, nu
     actions = torch.randint(3, (num_steps, num_envs, 1), device=device)
 
     def peer() -> None:
-        data = start
+        data = start.copy()  # a step is written into it
         for action in actions:
             data = env.step(data.set("action", action))["next"]
 
