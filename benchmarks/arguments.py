@@ -6,10 +6,15 @@ from typing import Any
 
 
 class Names(argparse.Action):
-    """Some of the ``known`` names, with spaces or commas between them; all of them where the option is left out."""
+    """Some of the ``known`` names, with spaces or commas between them.
 
-    def __init__(self, *args: Any, known: Sequence[str], **fields: Any) -> None:
-        super().__init__(*args, nargs="+", default=list(known), metavar="NAME", **fields)
+    ``default``: those where the option is left out, all of them unless it is given.
+    """
+
+    def __init__(self, *args: Any, known: Sequence[str], default: Sequence[str] | None = None, **fields: Any) -> None:
+        super().__init__(
+            *args, nargs="+", default=list(known if default is None else default), metavar="NAME", **fields
+        )
         self.known = known
 
     def __call__(

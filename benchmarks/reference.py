@@ -4,7 +4,8 @@
 
 Prints one JSON line a figure and draws the learning curves. A unit (task, algorithm, seed) that is finished leaves a
 small file in the results folder, and is not run again while its settings stay the same; what is not finished is listed
-as such. Stop and start it at will; `--seeds 0` only prints. Needs `pip install 'trade-agent[reference]'`.
+as such. Stop and start it at will; `--seeds 0` runs nothing and prints every result that is kept. Needs
+`pip install 'trade-agent[reference]'`.
 """
 
 import argparse
@@ -19,6 +20,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.arguments import Names
 from benchmarks.intervals import mean_interval
 from benchmarks.machine import machine
 from trade_agent import safe_io
@@ -174,40 +176,33 @@ UNITS = (
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", nargs="+", help="tasks", choices=sorted({unit.task for unit in UNITS}))
-    parser.add_argument("--algorithms", nargs="+", choices=["ppo", "sac", "td3"])
+    tasks = sorted({unit.task for unit in UNITS})
+    parser.add_argument("--only", action=Names, known=tasks, default=(), help="tasks")
+    parser.add_argument("--algorithms", action=Names, known=["ppo", "sac", "td3"])
     parser.add_argument("--seeds", type=int, default=DEFAULT_SEEDS)
     parser.add_argument("--workers", type=int, default=1, help="units at a time, one core each")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the finished units")
     options = parser.parse_args()
-    units = [
-        unit
-        for unit in UNITS
-        if unit.task in (options.only or [unit.task]) and unit.algorithm in (options.algorithms or [unit.algorithm])
-    ]
+    units = [unit for unit in UNITS if unit.task in (options.only or tasks) and unit.algorithm in options.algorithms]
     wanted = [unit for unit in units if unit.required or options.only]
     run_missing(wanted, options.seeds, options.results, options.workers)
     for unit in units:
-        line = figure(
-            unit, stored(unit, options.seeds or DEFAULT_SEEDS, options.results), options.seeds or DEFAULT_SEEDS
-        )
+        known = stored(unit, options.results)
+        count = options.seeds or max([DEFAULT_SEEDS, *(result["seed"] for result in known)])
+        line = figure(unit, [result for result in known if result["seed"] <= count], count)
         print(json.dumps(line), flush=True)
-    plot(
-        units,
-        options.results,
-        FOLDER / "reference.png" if options.results == RESULTS else options.results / "reference.png",
-    )
+    plot(options.results, (FOLDER if options.results == RESULTS else options.results) / "reference.png")
 
 
 def path_of(unit: Unit, seed: int, results: Path) -> Path:
     return results / unit.task / f"{unit.algorithm}_{seed}.json"
 
 
-def stored(unit: Unit, seeds: int, results: Path) -> list[dict[str, Any]]:
-    """Finished seeds of a unit with the settings of now."""
-    paths = [path_of(unit, seed, results) for seed in range(1, seeds + 1)]
-    known = [json.loads(path.read_text(encoding="utf-8")) for path in paths if path.is_file()]
-    return [result for result in known if result["settings"] == unit.settings]
+def stored(unit: Unit, results: Path) -> list[dict[str, Any]]:
+    """Finished seeds of a unit with the settings of now, in their order."""
+    paths = (results / unit.task).glob(f"{unit.algorithm}_*.json")
+    known = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+    return sorted((result for result in known if result["settings"] == unit.settings), key=lambda kept: kept["seed"])
 
 
 def run_missing(units: Sequence[Unit], seeds: int, results: Path, workers: int) -> None:
@@ -215,7 +210,7 @@ def run_missing(units: Sequence[Unit], seeds: int, results: Path, workers: int) 
     missing = []
     for seed in range(1, seeds + 1):
         for unit in units:
-            if seed not in {result["seed"] for result in stored(unit, seeds, results)}:
+            if seed not in {result["seed"] for result in stored(unit, results)}:
                 missing.append((unit, seed))
     with ProcessPoolExecutor(workers) as pool:
         futures = {pool.submit(run_unit, unit, seed, results): (unit, seed) for unit, seed in missing}
@@ -275,11 +270,11 @@ def figure(unit: Unit, results: Sequence[dict[str, Any]], wanted: int) -> dict[s
     }
 
 
-def plot(units: Sequence[Unit], results: Path, path: Path) -> None:
-    """Learning curves of the seeds, one panel for each task and algorithm; the published return is dashed."""
+def plot(results: Path, path: Path) -> None:
+    """Learning curves of all kept seeds, one panel for each task and algorithm; the published return is dashed."""
     from matplotlib.figure import Figure
 
-    known = [(unit, found) for unit in units if (found := stored(unit, 100, results))]
+    known = [(unit, found) for unit in UNITS if (found := stored(unit, results))]
     if not known:
         return
     columns = min(3, len(known))

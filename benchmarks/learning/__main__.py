@@ -4,7 +4,7 @@
 
 Prints one JSON line a figure and draws learned against optimal policies. A unit (task, variant, seed) that is finished
 leaves a small file in the results folder, and is not run again while its settings stay the same; what is not finished
-is listed as such. Stop and start it at will; `--seeds 0` only prints.
+is listed as such. Stop and start it at will; `--seeds 0` runs nothing and prints every result that is kept.
 """
 
 import argparse
@@ -56,6 +56,13 @@ def chosen(name: str, variants: list[str]) -> list[str]:
 def seeds_of(task: Task, seeds: int) -> int:
     """The task's own number unless the caller asked for none at all."""
     return task.seeds if task.seeds is not None and seeds > 0 else seeds
+
+
+def kept(results: Path, name: str, variant: str) -> dict[int, dict[str, Any]]:
+    """Stored results with the settings of now by seed, in their order."""
+    numbers = (path.stem.removeprefix(f"{variant}_") for path in (results / name).glob(f"{variant}_*.json"))
+    stored = {int(seed): finished(results, name, variant, int(seed)) for seed in numbers if seed.isdigit()}
+    return {seed: result for seed, result in sorted(stored.items()) if result is not None}
 
 
 def unit_path(results: Path, name: str, variant: str, seed: int) -> Path:
@@ -113,20 +120,24 @@ def run_unit(name: str, variant: str, seed: int, results: Path) -> None:
 
 
 def report(names: list[str], variants: list[str], seeds: int, results: Path) -> None:
-    """One JSON line a figure and the pictures, from all results that are there."""
+    """One JSON line a figure of what was chosen, from its first `seeds` (0: all that are kept), and the pictures.
+
+    A picture shows the first kept seed of every variant of its task, whatever was chosen.
+    """
     for name in names:
-        task, curves = TASKS[name], {}
+        task = TASKS[name]
+        stored = {variant: kept(results, name, variant) for variant in task.variants}
         for variant in chosen(name, variants):
-            wanted = seeds_of(task, seeds or DEFAULT_SEEDS)
-            stored = [finished(results, name, variant, seed) for seed in range(1, wanted + 1)]
-            known = [result for result in stored if result is not None]
+            wanted = seeds_of(task, seeds or max([DEFAULT_SEEDS, *stored[variant]]))
+            known = [result for seed, result in stored[variant].items() if seed <= wanted]
             for line in figures(name, variant, task, known, wanted):
                 print(json.dumps({key: rounded(value) for key, value in line.items()}), flush=True)
-            if known and name in AXES:
-                curves[variant] = known[0]["curve"]
-        if curves:
+        firsts = {variant: next(iter(known.values())) for variant, known in stored.items() if known}
+        if firsts and name in AXES:
             place = FOLDER if results == RESULTS else results
-            plot_policies(place / f"learning_{name}.png", name, curves)
+            plot_policies(
+                place / f"learning_{name}.png", name, {variant: result["curve"] for variant, result in firsts.items()}
+            )
 
 
 def rounded(value: Any) -> Any:

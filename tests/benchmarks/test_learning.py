@@ -67,12 +67,37 @@ def test_the_settings_of_every_variant_are_a_valid_config(name):
         assert (config.seed, config.data.seed) == (3, 3)
 
 
+def keep(results: Path, name: str, variant: str, seed: int):
+    path = program.unit_path(results, name, variant, seed)
+    path.parent.mkdir(exist_ok=True)
+    result = {"settings": program.settings(TASKS[name], variant), **seeds(0.5)[0]}
+    result["curve"] = {"signal": [0.0, 1.0], "held": [0.0], "learned": [[0.0, seed]], "optimal": [[0.0, 1.0]]}
+    path.write_text(json.dumps(result))
+    return path, result
+
+
+@pytest.mark.parametrize(("asked", "counted"), [(0, 12), (3, 3), (20, 20)])
+def test_no_seeds_at_all_means_those_that_are_kept(tmp_path: Path, capsys, asked, counted):
+    for seed in range(1, 13):
+        keep(tmp_path, "leak", "ppo", seed)
+    program.report(["leak"], ["ppo"], asked, tmp_path)
+    line = json.loads(capsys.readouterr().out)
+    assert (line["seeds"], line["missing"]) == (min(counted, 12), counted - min(counted, 12))
+
+
+def test_a_picture_shows_every_variant_whatever_was_chosen(tmp_path: Path, capsys, monkeypatch):
+    for variant, seed in (("td3", 10), ("td3", 2), ("ppo", 1)):
+        keep(tmp_path, "leak", variant, seed)
+    drawn = []
+    monkeypatch.setattr(program, "plot_policies", lambda path, name, curves: drawn.append(curves))
+    program.report(["leak"], ["sac"], 3, tmp_path)
+    assert len(capsys.readouterr().out.splitlines()) == 1
+    (curves,) = drawn
+    assert {variant: curve["learned"][0][1] for variant, curve in curves.items()} == {"ppo": 1, "td3": 2}
+
+
 def test_a_kept_result_counts_only_with_the_settings_of_now(tmp_path: Path, capsys, monkeypatch):
-    path = program.unit_path(tmp_path, "leak", "sac", 1)
-    path.parent.mkdir()
-    kept = {"settings": program.settings(TASKS["leak"], "sac"), **seeds(0.5)[0]}
-    kept["curve"] = {"signal": [0.0, 1.0], "held": [0.0], "learned": [[0.0, 1.0]], "optimal": [[0.0, 1.0]]}
-    path.write_text(json.dumps(kept))
+    path, kept = keep(tmp_path, "leak", "sac", 1)
     monkeypatch.setattr(
         "sys.argv", ["learning", "--only", "leak", "--variants", "sac", "--seeds", "0", "--results", str(tmp_path)]
     )

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from matplotlib.figure import Figure
 
 from benchmarks import reference as program
 from benchmarks.reference import UNITS, figure, path_of
@@ -32,6 +33,32 @@ def test_settings_are_a_valid_config_and_each_seed_has_a_file_of_its_own(unit, t
     config = load_config(compose_config([*unit.settings, "seed=2"]))
     assert config.seed == 2
     assert path_of(unit, 2, tmp_path) == tmp_path / unit.task / f"{unit.algorithm}_2.json"
+
+
+def test_names_may_have_commas_and_what_is_kept_is_printed_and_drawn(tmp_path, monkeypatch, capsys):
+    kept = {"ppo": 4, "sac": 1}
+    for unit in (unit for unit in UNITS if unit.task == PENDULUM.task and unit.algorithm in kept):
+        for seed in range(1, kept[unit.algorithm] + 1):
+            path = path_of(unit, seed, tmp_path)
+            path.parent.mkdir(exist_ok=True)
+            result = {"settings": unit.settings, "seed": seed, "mean_return": -150.0, "seconds": 1.0}
+            path.write_text(json.dumps(result | {"checks": [[1, -150.0]]}))
+    drawn = []
+
+    def savefig(picture, path, **settings):
+        drawn.extend(panel.get_title() for panel in picture.axes if panel.get_visible())
+
+    monkeypatch.setattr(Figure, "savefig", savefig)
+    argv = ["reference", "--only", "Pendulum-v1,BipedalWalker-v3", "--algorithms", "td3,ppo", "--seeds", "0"]
+    monkeypatch.setattr("sys.argv", [*argv, "--results", str(tmp_path)])
+    program.main()
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [(line["figure"], len(line["by_seed"]), line["missing"]) for line in lines] == [
+        ("Pendulum-v1 td3", 0, 3),
+        ("Pendulum-v1 ppo", 4, 0),
+        ("BipedalWalker-v3 td3", 0, 3),
+    ]
+    assert drawn == ["Pendulum-v1 sac", "Pendulum-v1 ppo"]
 
 
 def test_what_is_not_required_runs_only_where_it_is_named_and_is_listed_anyhow(tmp_path, monkeypatch, capsys):

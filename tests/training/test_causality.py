@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -13,7 +14,7 @@ from trade_agent.envs.series import MarketSeries
 from trade_agent.evaluation.backtest import run_policy
 from trade_agent.networks.encoders import WindowEncoder
 from trade_agent.training import dataset as dataset_module
-from trade_agent.training.dataset import with_pipeline
+from trade_agent.training.dataset import causality_of, with_pipeline
 from trade_agent.training.models import EnsemblePolicy, forecaster_from_state, policy_from_state
 
 
@@ -144,3 +145,29 @@ def test_a_pipeline_that_looks_ahead_is_found_on_the_data_of_the_run_and_graded_
     of_the_last = with_pipeline(dataset, dataset.pipeline).causality
     assert len(of_the_last.leaks) == len(of_the_last.points) == 8
     assert set(of_the_last.points) <= set(range(dataset.first_row, dataset.first_row + 100))
+
+
+PRICES_AND_VOLUME = ("open", "high", "low", "close", "volume")
+
+
+@pytest.mark.parametrize("after_train", [0, 40])
+def test_a_back_fill_of_a_gap_before_the_last_bars_is_found(
+    trained: Any, after_train: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bars, split, pipeline = trained.dataset.bars, trained.dataset.split, trained.dataset.pipeline
+    gap = split.train.stop + after_train
+    traded = np.arange(bars.num_bars)[:, None] != gap
+    columns = {name: np.where(traded, getattr(bars, name), np.nan) for name in PRICES_AND_VOLUME}
+    bars = replace(bars, tradable=traded, **columns)
+    last_bars = bars.num_bars - gap - 1
+    monkeypatch.setattr(dataset_module, "CAUSALITY_BARS", last_bars - 20)
+    transform = type(pipeline).transform
+
+    def back_filled(pipeline: Any, bars: Bars) -> Any:
+        table = transform(pipeline, bars)
+        return replace(table, values=pd.DataFrame(bars.close).bfill().to_numpy()[..., None])
+
+    monkeypatch.setattr(type(pipeline), "transform", back_filled)
+    found = causality_of(bars, pipeline, split)
+    assert len(found.points) == 8
+    assert not found.ok

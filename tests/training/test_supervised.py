@@ -252,17 +252,25 @@ def test_rows_outside_a_block_are_purged_on_both_sides() -> None:
 
 @pytest.mark.parametrize("every", [1, 2])
 def test_alignment_recovers_a_linear_map(every: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(supervised, "ALIGN_ROWS", {1: 301, 2: 200}[every])  # of 300
+    monkeypatch.setattr(supervised, "ALIGN_ROWS", {1: 600, 2: 599}[every])  # 300 bars of 2 assets
     random = torch.Generator().manual_seed(0)
     fold = torch.randn(400, 2, 5, generator=random)
     weight, bias = torch.randn(3, 3, generator=random), torch.tensor([1.0, -2.0, 0.5])
     final = fold.clone()
     final[..., :3] = fold[..., :3] @ weight + bias
     final[300:] = 99.0  # rows that are not to be looked at
-    final[every - 1 :: every] += {1: 0.0, 2: 99.0}[every]
+    final[1::2] += {1: 0.0, 2: 99.0}[every]
     found_weight, found_bias = align_latent(fold, final, range(300), 3)
     torch.testing.assert_close(found_weight, weight, atol=0.01, rtol=0.0)
     torch.testing.assert_close(found_bias, bias, atol=0.01, rtol=0.0)
+
+
+def test_an_alignment_of_as_many_rows_as_allowed_leaves_none_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervised, "ALIGN_ROWS", 600)
+    fold = torch.randn(300, 2, 3, generator=torch.Generator().manual_seed(0))
+    fold[::2] = 0.0  # all that there is to learn lies in the rows between
+    weight, _ = align_latent(fold, fold, range(300), 3)
+    torch.testing.assert_close(weight, torch.eye(3), atol=0.01, rtol=0.0)
 
 
 def test_each_block_comes_from_its_own_fold_and_the_rest_from_the_final_forecaster() -> None:

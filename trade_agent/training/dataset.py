@@ -21,7 +21,7 @@ from trade_agent.preprocessing.pipeline import PreprocessingPipeline, StepSpec
 from trade_agent.preprocessing.templates import template_steps
 
 CAUSALITY_POINTS = 8  # bars at which the features of a run are tried for looking ahead
-CAUSALITY_BARS = 100_000  # of a longer series the last ones are tried: each point transforms all of them again
+CAUSALITY_BARS = 100_000  # of a longer series so many are tried: each point transforms all of them again
 MIN_SPLIT_ROWS = 40  # fewer bars in a split say nothing about anything
 
 
@@ -187,15 +187,20 @@ def with_pipeline(dataset: MarketDataset, pipeline: PreprocessingPipeline) -> Ma
 def causality_of(bars: Bars, pipeline: PreprocessingPipeline, split: Split) -> CausalityReport:
     """Replace the bars after some of those that nothing was fitted on, and compare the features up to them.
 
-    Of a long series this is done on its last part, from which the bars of the report are counted.
+    Of a long series this is done on its last part or, where that has no gap but an earlier one has, on the part that
+    ends with the last gap: a back-fill shows only there. The bars of the report are counted from that part's first.
     """
-    start = max(0, bars.num_bars - CAUSALITY_BARS - pipeline.warmup_bars)
+    stop, train_stop = bars.num_bars, split.train.stop
+    gaps = train_stop + np.flatnonzero(~bars.tradable[train_stop:].all(1))
+    if len(gaps) and gaps[-1] < stop - CAUSALITY_BARS:
+        stop = max(int(gaps[-1]) + 2, train_stop + CAUSALITY_BARS)  # with the bar that ends the gap
+    start = max(0, stop - CAUSALITY_BARS - pipeline.warmup_bars)
     return check_causal(
         lambda changed: pipeline.transform(changed).values,
-        bars.rows(start, bars.num_bars),
+        bars.rows(start, stop),
         num_points=CAUSALITY_POINTS,
         seed=0,
-        first=max(split.train.stop - start, pipeline.warmup_bars),
+        first=max(train_stop - start, pipeline.warmup_bars),
     )
 
 

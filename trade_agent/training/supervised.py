@@ -25,7 +25,7 @@ from trade_agent.training.checkpoint import Session
 from trade_agent.training.memory import accumulate, in_parts
 
 TABLE_BATCH = 4096
-ALIGN_ROWS = 1_000_000  # a map between two latent spaces needs no more, and each row is copied in float64
+ALIGN_ROWS = 1_000_000  # bars x assets: a map between two latent spaces needs no more, each is copied in float64
 
 
 class Targets(NamedTuple):
@@ -295,10 +295,10 @@ def align_latent(
     """Ridge regression that maps a fold's latent onto the final forecaster's, fitted on rows outside the block.
 
     Two forecasters trained apart span their latent spaces differently; without the map an agent trained on one could
-    not read the other. Tables are [T, A, D + ...]; returns weight [D, D] and bias [D]. Of more than ALIGN_ROWS rows
-    every second, third, ... is taken.
+    not read the other. Tables are [T, A, D + ...]; returns weight [D, D] and bias [D]. Where `rows`
+    times assets are more than ALIGN_ROWS, every second, third, ... bar is taken.
     """
-    taken = list(rows[:: 1 + len(rows) // ALIGN_ROWS])
+    taken = list(rows[:: max(1, math.ceil(len(rows) * fold_table.shape[1] / ALIGN_ROWS))])
     source = fold_table[taken, :, :latent_dim].flatten(0, 1).double().cpu().numpy()
     wanted = final_table[taken, :, :latent_dim].flatten(0, 1).double().cpu().numpy()
     ridge = Ridge(alpha=1.0).fit(source, wanted)
