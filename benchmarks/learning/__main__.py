@@ -132,12 +132,10 @@ def report(names: list[str], variants: list[str], seeds: int, results: Path) -> 
             known = [result for seed, result in stored[variant].items() if seed <= wanted]
             for line in figures(name, variant, task, known, wanted):
                 print(json.dumps({key: rounded(value) for key, value in line.items()}), flush=True)
-        firsts = {variant: next(iter(known.values())) for variant, known in stored.items() if known}
-        if firsts and name in AXES:
+        if name in AXES and any(stored.values()):
+            curves = {variant: next(iter(known.values()))["curve"] for variant, known in stored.items() if known}
             place = FOLDER if results == RESULTS else results
-            plot_policies(
-                place / f"learning_{name}.png", name, {variant: result["curve"] for variant, result in firsts.items()}
-            )
+            plot_policies(place / f"learning_{name}.png", name, curves)
 
 
 def rounded(value: Any) -> Any:

@@ -33,7 +33,10 @@ def python_of(name: str) -> Path:
     python, ready = folder / "bin" / "python", folder / ".ready"
     if not ready.exists():
         print(f"building {folder}", file=sys.stderr)
-        venv.create(folder, with_pip=True)
+        try:
+            venv.create(folder, with_pip=True)
+        except subprocess.CalledProcessError as error:  # what Python without ensurepip comes to, as Debian's is
+            raise PeerMissingError(f"{sys.executable} makes no virtual environment with pip: {error}") from error
         # The index of CPU builds, where it can be reached, spares gigabytes of CUDA.
         index = ["--extra-index-url", "https://download.pytorch.org/whl/cpu"] if TORCH in PACKAGES[name] else []
         command = [python, "-m", "pip", "install", "--quiet", *index, *PACKAGES[name]]

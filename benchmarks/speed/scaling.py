@@ -2,7 +2,8 @@
 
     python -m benchmarks.speed.scaling --bars 10_000_000
 
-measures `train.py` alone, on so many one-minute bars; as part of the speed benchmark it is a million.
+measures `train.py` alone, on so many one-minute bars; as part of the speed benchmark it is a million. The target
+is that of ten million.
 """
 
 import argparse
@@ -112,9 +113,9 @@ def long_run(columns: int) -> None:
 
 
 def own_memory(process: int | str) -> float:
-    """GiB that a process holds and the system cannot take back: without pages of files."""
+    """GiB that a process holds and the system cannot take back: without pages of files, unless these lie in memory."""
     lines = Path(f"/proc/{process}/status").read_text().splitlines()
-    return next((int(line.split()[1]) / 2**20 for line in lines if line.startswith("RssAnon")), 0.0)
+    return sum(int(line.split()[1]) / 2**20 for line in lines if line.startswith(("RssAnon:", "RssShmem:")))
 
 
 def measure_job(num_bars: int) -> None:
@@ -134,10 +135,10 @@ def measure_job(num_bars: int) -> None:
         figure=f"G17 memory of train.py on {num_bars:,} bars: file, 16 inputs, forecaster, SAC, verdict",
         unit="GiB",
         ours=own,
-        target=4e9 / 2**30,
+        target=4e9 / 2**30 if num_bars >= LONG else None,
         remark="the highest of samples at every tenth of a second, without the pages of files that the system can give "
         f"up; {resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before:.0f} s of the processor, nearly without "
-        "training",
+        "training; trainer.cross_fit_folds=0",
     ).print()
 
 

@@ -4,6 +4,7 @@ import argparse
 import importlib
 import inspect
 import json
+import mmap
 import os
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import pytest
 import torch
 
 from benchmarks.arguments import Names
-from benchmarks.speed import forecaster, frozen, leak, off_policy, peer, replay, rollout, start
+from benchmarks.speed import forecaster, frozen, leak, off_policy, peer, replay, rollout, scaling, start
 from benchmarks.speed.__main__ import CPU_ONLY, GROUPS, main
 from benchmarks.speed.cuda import busy_share, captured_loop
 from benchmarks.speed.env import FREE, _Steps, random_walk, same_profits
@@ -55,6 +56,7 @@ def test_a_gpu_that_is_not_there_is_refused(
 def test_busy_is_the_time_that_lies_within_any_kernel_of_the_second_half() -> None:
     assert busy_share([(8.0, 10.0), (0.0, 2.0), (5.0, 7.0), (4.0, 6.0)]) == 0.8
     assert busy_share([(0.0, 10.0), (1.0, 2.0)]) == 1.0
+    assert busy_share([]) is None
 
 
 def test_every_peer_has_packages_and_a_program() -> None:
@@ -94,6 +96,28 @@ def test_a_peer_that_cannot_be_installed_is_told_and_ends_nothing(
     assert "stable-baselines3==2.9.0 cannot be installed: No matching distribution" in line["remark"]
     with pytest.raises(peer.PeerMissingError):  # half an environment is none
         Peer("stable_baselines3")
+
+
+def test_a_python_that_makes_no_environment_is_told_and_ends_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def create(folder: Path, *, with_pip: bool) -> None:
+        raise subprocess.CalledProcessError(1, [str(folder / "bin" / "python"), "-m", "ensurepip"])
+
+    monkeypatch.setattr(peer, "VENVS", tmp_path)
+    monkeypatch.setattr(peer.venv, "create", create)
+    leak.measure(1)
+    line = json.loads(capsys.readouterr().out)
+    assert line["ours"] is None
+    assert "makes no virtual environment with pip" in line["remark"]
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="there is no /proc")
+def test_memory_of_a_process_counts_files_that_lie_in_memory() -> None:
+    before = scaling.own_memory("self")
+    with mmap.mmap(-1, 2**27) as shared:  # on Linux a file of a tmpfs
+        shared.write(bytes(2**27))
+        assert scaling.own_memory("self") - before > 0.1
 
 
 def test_the_median_counts_and_the_first_run_does_not() -> None:

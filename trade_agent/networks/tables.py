@@ -16,7 +16,8 @@ def new_table(*shape: int, like: Tensor) -> Tensor:
     """Zeros with the device and type of ``like``. A large table of the CPU is mapped from a file: the system keeps in
     memory what is being read, and gives it up where memory is short.
 
-    The file lies in the folder for temporary files (TMPDIR), and is gone with the table however the process ends.
+    The file lies in the folder for temporary files (TMPDIR), and is gone with the table however the process ends. That
+    folder must be on a disk: files of a tmpfs are memory, which nobody gives up.
     Raises DataError where there is no room for it.
     """
     size = math.prod(shape)
