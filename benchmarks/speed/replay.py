@@ -8,6 +8,7 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
+from torch import Tensor
 from torchrl.data import LazyTensorStorage
 from torchrl.data import ReplayBuffer as TorchRLReplayBuffer
 
@@ -17,6 +18,7 @@ from trade_agent.agents.replay import ReplayBuffer, Transitions
 from trade_agent.training.learner import minibatch, observed
 
 CAPACITY, EXTEND, ROUNDS = 100_000, 1024, 100
+KEYS = ("observation", "action", ("next", "observation"), ("next", "reward"), ("next", "terminated"))
 
 
 def measure(repeats: int, device: torch.device) -> None:
@@ -27,15 +29,22 @@ def measure(repeats: int, device: torch.device) -> None:
     chunk = Transitions(*(value[:EXTEND] for value in data.transitions[:-1]))
     their_chunk = whole[:EXTEND]
 
-    def draw() -> None:
-        sample = ours.sample(BATCH, generator)
-        data.observe(sample.t, sample.private)
-        data.observe(sample.t + sample.steps, sample.next_private)
+    def draw(rows: int = BATCH) -> list[Tensor]:
+        sample = ours.sample(rows, generator)
+        observation = data.observe(sample.t, sample.private)
+        following = data.observe(sample.t + sample.steps, sample.next_private)
+        return [sample.t, observation, sample.action, following, sample.reward, sample.terminated]
 
-    def draw_tensordict() -> None:
-        observed(minibatch(ours.sample(BATCH, generator)), data.observe)
+    def draw_tensordict(rows: int = BATCH) -> list[Tensor]:
+        batch = observed(minibatch(ours.sample(rows, generator)), data.observe)
+        return [batch["t"], *(batch[key] for key in KEYS)]
 
-    def our_rounds(draw: Callable[[], None]) -> None:
+    def same_rows(draw: Callable[[int], list[Tensor]]) -> bool:
+        t, *fields = draw(ROWS)
+        stored = peer[t.long()]  # row t of the data is bar t
+        return all(torch.equal(field.flatten(), stored[key].flatten()) for key, field in zip(KEYS, fields, strict=True))
+
+    def our_rounds(draw: Callable[[], list[Tensor]]) -> None:
         for _ in range(ROUNDS):
             ours.extend(chunk)
             draw()
@@ -47,12 +56,9 @@ def measure(repeats: int, device: torch.device) -> None:
 
     ours.extend(data.transitions)
     peer.extend(whole)
-    drawn = observed(minibatch(ours.sample(ROWS, generator)), data.observe)
-    stored = peer[drawn["t"]]  # row t of the data is bar t
-    keys = ("observation", "action", ("next", "observation"), ("next", "reward"), ("next", "terminated"))
-    agrees = all(torch.equal(drawn[key], stored[key]) for key in keys)
     wanted = {"cpu": 5.0, "cuda": 10.0}[device.type]
     for way, target, remark in ((draw, wanted, ""), (draw_tensordict, None, ", as a TensorDict")):
+        agrees = same_rows(way)
         side, other = in_turn(partial(seconds, partial(our_rounds, way)), partial(seconds, their_rounds), repeats)
         Figure(
             figure=f"G12 replay, extend {EXTEND} and sample {BATCH}, observations of {FEATURES + PRIVATE}{remark}",

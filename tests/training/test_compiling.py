@@ -1,8 +1,11 @@
 """`device.compile=auto`: when kernels pay, and that the choice stays with the run."""
 
+import copy
 import json
 import shutil
+from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +13,21 @@ import pytest
 import torch
 from torch._dynamo.exc import BackendCompilerFailed
 
+from trade_agent.agents.builders import AGENT_BUILDERS
 from trade_agent.config.load import compose_config, load_config
+from trade_agent.config.schema import PpoModel, SacModel, Td3Model
+from trade_agent.envs.batched import TrainingMarket
+from trade_agent.envs.rules import MarketRules
+from trade_agent.envs.series import MarketSeries
 from trade_agent.errors import ConfigError
+from trade_agent.training import timed_round
 from trade_agent.training.compiling import Timing, choose_compiled
 from trade_agent.training.progress import ProgressReporter
-from trade_agent.training.stages import rl
+from trade_agent.training.stages import rl, trading
+from trade_agent.training.timed_round import one_round
+
+
+class Stop(Exception): ...
 
 
 def test_kernels_pay_when_the_run_is_long_enough_for_building_them() -> None:
@@ -75,9 +88,44 @@ def test_other_values_are_refused() -> None:
         load_config(compose_config(["device.compile=maybe"]))
 
 
+@pytest.mark.parametrize("compiled", [True, False])
+@pytest.mark.parametrize(("algorithm", "updates"), [("ppo", 3 * 3), ("sac", 12), ("td3", 12)])
+def test_a_timed_round_does_what_a_round_of_training_does(
+    series: MarketSeries, monkeypatch: pytest.MonkeyPatch, algorithm: str, updates: int, compiled: bool
+) -> None:
+    """4 environments for 8 or 6 steps: 3 epochs in minibatches of 12 rows, or an update for 2 environment steps."""
+    monkeypatch.setattr(timed_round, "TIMED_STEPS", 6)
+    kind, done = AGENT_BUILDERS[algorithm], Counter()
+    plain_update, plain_step = kind.update, TrainingMarket.step
+    monkeypatch.setattr(kind, "fuse", lambda agent: done.update(["fuse"]))
+    monkeypatch.setattr(kind, "update", lambda agent, batch: (done.update(["update"]), plain_update(agent, batch)))
+    monkeypatch.setattr(
+        TrainingMarket, "step", lambda market, action: (done.update(["step"]), plain_step(market, action))
+    )
+    market = TrainingMarket(
+        series=series,
+        rules=MarketRules(),
+        rows=range(40),
+        episode_bars=8,
+        reward_scale=1.0,
+        num_envs=4,
+        generator=torch.Generator().manual_seed(0),
+    )
+    agent = kind(observation_dim=5, action_dim=2)
+    models = {
+        "ppo": PpoModel(num_envs=4, rollout_steps=8, epochs=3, batch_size=12),
+        "sac": SacModel(num_envs=4, batch_size=12, env_steps_per_update=2),
+        "td3": Td3Model(num_envs=4, batch_size=12, env_steps_per_update=2),
+    }
+    before = copy.deepcopy(agent.state_dict())
+    one_round(market, agent, models[algorithm], compiled)()
+    assert done == {"update": updates, "step": 8 if algorithm == "ppo" else 6} | ({"fuse": 1} if compiled else {})
+    torch.testing.assert_close(agent.state_dict(), before, atol=0.0, rtol=0.0)  # another agent learned
+
+
 @pytest.mark.slow  # builds the kernels
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
-@pytest.mark.parametrize("algorithm", ["ppo", "sac"])
+@pytest.mark.parametrize("algorithm", ["ppo", "td3"])
 def test_a_stage_chooses_by_its_own_work(trained: Any, tmp_path: Path, algorithm: str) -> None:
     config = trained.settings("stage=rl", f"model={algorithm}", "device.compile=auto")
     outcome = rl.run(
@@ -87,3 +135,31 @@ def test_a_stage_chooses_by_its_own_work(trained: Any, tmp_path: Path, algorithm
     record = json.loads((tmp_path / "compile.json").read_text())
     assert record["build_seconds"] > 0.0
     assert record["rounds"] >= 1
+
+
+@pytest.mark.slow
+def test_a_process_may_train_in_any_number_of_compiled_markets(
+    trained: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compile = torch.compile
+    monkeypatch.setattr(
+        torch, "compile", lambda work, **options: compile(work, backend="eager", fullgraph=True, dynamic=False)
+    )
+    stepped = []
+
+    def one_step(market: TrainingMarket, agent: Any, **named: Any) -> None:
+        stepped.append(market.step(torch.ones(market.num_envs, market.action_dim)))
+        raise Stop
+
+    monkeypatch.setattr(trading, "train_in", one_step)
+    config = trained.settings("stage=rl", "model=ppo", "device.compile=true")
+    context = trained.context(tmp_path, config)
+    for bps in range(10):
+        rules = replace(context.dataset.rules, commission_bps=float(bps))
+        with pytest.raises(Stop):
+            rl.run(
+                replace(context, dataset=replace(context.dataset, rules=rules)),
+                model=config.model,
+                forecaster=trained.parent("forecaster", "cnn_lstm"),
+            )
+    assert len(stepped) == 10

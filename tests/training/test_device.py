@@ -184,10 +184,11 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other allocators have other rules")
 def test_what_an_update_frees_is_there_for_the_next_one() -> None:
     # Where its own thresholds stand depends on what a process has freed so far.
-    greedy = os.environ | {"MALLOC_TRIM_THRESHOLD_": str(1 << 20), "MALLOC_MMAP_THRESHOLD_": str(32 << 20)}
+    greedy = os.environ | {"GLIBC_TUNABLES": f"glibc.malloc.trim_threshold={1 << 20}"}
 
     def faults(way: str) -> int:
         command = [sys.executable, "-c", FREED, way]

@@ -117,10 +117,10 @@ class PPO(nn.Module):
         """[B, O] -> action, what was sampled for it and its log density; deterministic takes the policy's centre."""
         if deterministic:
             return policy_action(self.policy, self.observation_normaliser(observation), deterministic=True)
-        return self.explore(observation)
+        return self._explore(observation)
 
-    def explore(self, observation: Tensor) -> Action:
-        """What a rollout asks for: ``act`` with chance."""
+    def _explore(self, observation: Tensor) -> Action:
+        """What a rollout asks for."""
         return policy_action(self.policy, self.observation_normaliser(observation), deterministic=False)
 
     @torch.no_grad()
@@ -160,7 +160,7 @@ class PPO(nn.Module):
 
     def fuse(self) -> None:
         """Compile rollouts and losses."""
-        self.explore = torch.compile(self.explore, dynamic=False, options=FUSED)  # type: ignore[method-assign]
+        self._explore = torch.compile(self._explore, dynamic=False, options=FUSED)  # type: ignore[method-assign]
         self.objective = torch.compile(self.objective, dynamic=False, options=FUSED)  # type: ignore[method-assign]
 
     def backward(self, batch: TensorDict, *, share: float = 1.0, extra_loss: Tensor | None = None) -> dict[str, Tensor]:

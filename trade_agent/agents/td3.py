@@ -164,6 +164,7 @@ class TD3(nn.Module):
         ``policy_delay``-th update also the actor."""
         return self._objective(batch, turn=self.turn)
 
+    # The turn is an argument: the number of updates, looked up inside, would be compiled into the graph.
     def _objective(self, batch: TensorDict, *, turn: bool) -> tuple[Tensor, dict[str, Tensor]]:
         total, q = self.critic_loss(batch)
         metrics = {"loss_critic": total.detach(), "q_mean": q.mean(), "q_spread": (q[0] - q[1]).abs().mean()}

@@ -15,7 +15,8 @@ from trade_agent.errors import ConfigError
 
 
 class _FloatMasked(torch.autograd.Function):
-    """ReLU whose backward pass multiplies by the sign of the output."""
+    """ReLU whose backward pass multiplies by the sign of the output. A gradient that is not finite stays so where the
+    output is 0. Not for vmap: stacks of copies are not compiled."""
 
     @staticmethod
     def forward(ctx: Any, inputs: Tensor) -> Tensor:
@@ -33,8 +34,8 @@ class ReLU(nn.Module):
     """max(x, 0), in place: what precedes it here (a linear layer, LayerNorm) does not need its own output to go
     backward.
 
-    Compiled, the derivative of PyTorch's own is kept as a mask of bools, which takes a CPU fifty times as long to write
-    as the outputs, which are kept anyway.
+    Compiled, PyTorch's own stores a mask of bools for the backward pass, which is slow to write on a CPU; the outputs
+    are kept anyway, and their sign is that mask.
     """
 
     def forward(self, inputs: Tensor) -> Tensor:

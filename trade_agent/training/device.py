@@ -101,9 +101,9 @@ def keep_freed_memory() -> None:
 
     By default glibc gives the end of the heap back as soon as a few megabytes of it are free. What one update frees the
     next one asks for again, and the system hands it out anew page by page: 7 % of a SAC update of networks of
-    [256, 256].
+    [256, 256]. Thresholds that the environment sets are left alone.
     """
-    if platform.libc_ver()[0] == "glibc":
+    if platform.libc_ver()[0] == "glibc" and not {"MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_"} & set(os.environ):
         libc = ctypes.CDLL(None)
         libc.mallopt(M_MMAP_THRESHOLD, 32 << 20)  # where its own adaptive threshold ends, too
         libc.mallopt(M_TRIM_THRESHOLD, 256 << 20)

@@ -12,7 +12,7 @@ from trade_agent.agents.ppo import PPO
 from trade_agent.config.schema import AgentModel, OffPolicyModel, PpoModel
 from trade_agent.envs.batched import TrainingMarket
 
-TIMED_STEPS = 64  # of the market in a round of SAC and TD3
+TIMED_STEPS = 16  # of the market in a round of SAC and TD3
 
 
 def steps_of_round(model: AgentModel) -> int:

@@ -82,6 +82,8 @@ def train_agent(
             compiled=compiled,
         )
 
+    if context.compiled:
+        torch.compiler.reset()  # of one function at most eight variants are kept, and a process may train many agents
     total_env_steps = loop_env_steps(model, on_policy=on_policy_env_steps, off_policy=off_policy_env_steps)
     compiled = context.compiled
     if compiled == "auto" and context.world.size > 1:
@@ -98,7 +100,7 @@ def train_agent(
             rounds=math.ceil(total_env_steps / env_steps_of_round),
             progress=context.progress,
         )
-    # Statistics over several processes break the graph, and so does a stack of copies.
+    # A stack of copies runs under vmap, which is not compiled; with several processes nobody has tried it.
     if compiled and context.world.size == 1 and agent.copies == 1:
         agent.fuse()
     elif compiled:
