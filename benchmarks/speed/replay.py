@@ -56,9 +56,9 @@ def measure(repeats: int, device: torch.device) -> None:
 
     ours.extend(data.transitions)
     peer.extend(whole)
+    agrees = same_rows(draw) and same_rows(draw_tensordict)  # before rows are overwritten
     wanted = {"cpu": 5.0, "cuda": 10.0}[device.type]
     for way, target, remark in ((draw, wanted, ""), (draw_tensordict, None, ", as a TensorDict")):
-        agrees = same_rows(way)
         side, other = in_turn(partial(seconds, partial(our_rounds, way)), partial(seconds, their_rounds), repeats)
         Figure(
             figure=f"G12 replay, extend {EXTEND} and sample {BATCH}, observations of {FEATURES + PRIVATE}{remark}",
