@@ -75,6 +75,7 @@ LANDER = (
     *("model.hidden_sizes=[256,256]", "model.batch_size=128", "model.env_steps_per_update=2", "model.tau=0.01"),
     *("model.warmup_env_steps=10_000", "env.check_episodes=50"),
 )
+RATES = ("model.learning_rate=7e-4", "model.critic_learning_rate=7e-4", "model.alpha_learning_rate=7e-4")
 UNITS = (
     Unit(
         task="Pendulum-v1",
@@ -131,10 +132,7 @@ UNITS = (
         published=260.0,
         env_steps=500_000,
         required=True,
-        overrides=(
-            *(*LANDER, "model.replay_capacity=500_000", "model.learning_rate_schedule=linear"),
-            *("model.learning_rate=7e-4", "model.critic_learning_rate=7e-4", "model.alpha_learning_rate=7e-4"),
-        ),
+        overrides=(*LANDER, "model.replay_capacity=500_000", "model.learning_rate_schedule=linear", *RATES),
     ),
     Unit(
         task="BipedalWalker-v3",
@@ -142,10 +140,7 @@ UNITS = (
         published=298.0,
         env_steps=500_000,
         required=False,
-        overrides=(
-            *(*LANDER, "model.gamma=0.98", "model.replay_capacity=300_000"),
-            *("model.learning_rate=7e-4", "model.critic_learning_rate=7e-4", "model.alpha_learning_rate=7e-4"),
-        ),
+        overrides=(*LANDER, "model.gamma=0.98", "model.replay_capacity=300_000", *RATES),
     ),
     Unit(
         task="BipedalWalker-v3",
