@@ -1,7 +1,8 @@
 """G1, G3, G4: steps of the market by itself, on a tape of actions.
 
 Ours is the step compiled for a fixed number of accounts, ``UNROLLED`` bars in one kernel: between the bars of a tape
-nothing leaves the registers. Windows are rows of a view of the series. The plain step is measured along with it.
+nothing leaves the registers. Windows are rows of a view of the series, copied in the same kernel. The plain step is
+measured along with it.
 """
 
 import tempfile
@@ -21,7 +22,7 @@ from trade_agent.envs.market import MarketState, reset, step
 from trade_agent.envs.rules import MarketRules
 from trade_agent.envs.series import MarketSeries
 
-Play = Callable[[MarketState, Tensor], tuple[MarketState, Tensor, Tensor]]
+Play = Callable[[MarketState, Tensor], tuple[MarketState, Tensor, list[Tensor]]]
 WINDOW = 30
 UNROLLED = 4
 ACCOUNTS = {"cpu": 4096, "cuda": 2**18}
@@ -36,16 +37,20 @@ def random_walk(num_bars: int, device: torch.device | str = "cpu") -> MarketSeri
     return MarketSeries(torch.tensor(opens, device=device), torch.tensor(close, device=device), tradable)
 
 
-def tape_player(series: MarketSeries, rules: MarketRules) -> Play:
-    """play(state, actions [S, N, 1]) -> state, equity [S, N] and bar [S, N] after each step."""
+def tape_player(series: MarketSeries, rules: MarketRules, windows: Tensor | None = None) -> Play:
+    """play(state, actions [S, N, 1]) -> state, equity [S, N] and, after each of the S steps, what is seen.
 
-    def play(state: MarketState, actions: Tensor) -> tuple[MarketState, Tensor, Tensor]:
-        equity, bar = [], []
+    That is the last W bars [N, W, F] of ``windows`` [T - W + 1, W, F], or the number of the bar [N] without them.
+    """
+    lag = 0 if windows is None else windows.shape[1] - 1
+
+    def play(state: MarketState, actions: Tensor) -> tuple[MarketState, Tensor, list[Tensor]]:
+        equity, seen = [], []
         for action in actions.unbind(0):
             state, result = step(series, rules, state, action)
             equity.append(result.equity)
-            bar.append(state.t)
-        return state, torch.stack(equity), torch.stack(bar)
+            seen.append(state.t if windows is None else windows.index_select(0, state.t - lag))
+        return state, torch.stack(equity), seen
 
     return play
 
@@ -119,17 +124,15 @@ class _Steps:
         window: int = 1,
     ) -> None:
         torch.compiler.reset()
-        play = tape_player(series, rules)
+        play = tape_player(series, rules, None if features is None else features.unfold(0, window, 1).transpose(1, 2))
         self._play = torch.compile(play, fullgraph=True, dynamic=False) if compiled else play
         self._plain = play
-        self._windows = None if features is None else features.unfold(0, window, 1).transpose(1, 2)
-        self._lag = window - 1
         self._device = series.close.device
         blocks = TAPE[self._device.type] // (num_envs * UNROLLED * (1 if compiled else 4))
-        blocks = min(blocks, (series.num_bars - WINDOW - 1) // (2 * UNROLLED))
+        blocks = min(blocks, (series.num_bars - window - 1) // (2 * UNROLLED))
         generator = torch.Generator().manual_seed(2)
         last_start = series.num_bars - 1 - blocks * UNROLLED
-        start = torch.randint(WINDOW - 1, last_start, (num_envs,), generator=generator).to(self._device)
+        start = torch.randint(window - 1, last_start, (num_envs,), generator=generator).to(self._device)
         self._state = reset(series, rules, start, torch.full_like(start, series.num_bars - 1))
         actions = torch.rand(blocks, UNROLLED, num_envs, 1, generator=generator) * 2.0 - 1.0
         self._actions = actions.to(self._device)
@@ -139,21 +142,21 @@ class _Steps:
         return clock(self._device)(self._all)
 
     def as_plain(self) -> bool:
-        """Whether what is timed has the equity of the plain steps, after each of them."""
+        """Whether what is timed has the equity of the plain steps, after each of them, and sees the same."""
         state = plain_state = self._state
         for actions in self._actions:
-            state, equity, _ = self._play(state, actions)
-            plain_state, plain, _ = self._plain(plain_state, actions)
+            state, equity, seen = self._play(state, actions)
+            plain_state, plain, plainly_seen = self._plain(plain_state, actions)
             if not torch.allclose(equity, plain, rtol=1e-9, atol=0.0):
+                return False
+            if not all(map(torch.equal, seen, plainly_seen)):
                 return False
         return True
 
     def _all(self) -> None:
         state = self._state
         for actions in self._actions:
-            state, _, bar = self._play(state, actions)
-            if self._windows is not None:
-                self._windows.index_select(0, (bar - self._lag).flatten())
+            state, _, _ = self._play(state, actions)
 
 
 def against_torchrl(repeats: int, device: torch.device, num_envs: int = 4096, num_steps: int = 100) -> None:

@@ -19,7 +19,7 @@ from benchmarks.arguments import Names
 from benchmarks.speed import forecaster, frozen, leak, off_policy, peer, replay, rollout, scaling, start
 from benchmarks.speed.__main__ import CPU_ONLY, GROUPS, main
 from benchmarks.speed.cuda import busy_share, captured_loop
-from benchmarks.speed.env import FREE, _Steps, random_walk, same_profits
+from benchmarks.speed.env import FREE, _Steps, random_walk, same_profits, tape_player
 from benchmarks.speed.loops import ALGORITHMS
 from benchmarks.speed.measure import Figure, in_turn
 from benchmarks.speed.peer import PACKAGES, Peer
@@ -148,6 +148,16 @@ def test_equity_of_other_steps_does_not_agree() -> None:
     steps = _Steps(random_walk(200), MarketRules(), None, num_envs=8, compiled=False)
     assert steps.as_plain()
     steps._play, plain = (lambda state, actions: plain(state, 0.999 * actions)), steps._play
+    assert not steps.as_plain()
+
+
+def test_windows_of_another_bar_do_not_agree() -> None:
+    series, features = random_walk(200), torch.arange(200.0).unsqueeze(1)
+    steps = _Steps(series, MarketRules(), features, num_envs=8, compiled=False, window=5)
+    assert steps.as_plain()
+    state, _, seen = steps._play(steps._state, steps._actions[0])
+    assert torch.equal(seen[-1][:, :, 0], state.t.unsqueeze(1) + torch.arange(-4, 1))
+    steps._plain = tape_player(series, MarketRules(), (features + 1.0).unfold(0, 5, 1).transpose(1, 2))
     assert not steps.as_plain()
 
 

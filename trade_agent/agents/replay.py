@@ -52,8 +52,7 @@ class ReplayBuffer:
         self.position, self.size = 0, 0
         width = 3 + 2 * private_dim + action_dim
         self._words = torch.zeros(capacity, width, dtype=torch.int32, device=device)
-        # Narrow views of the columns, made once: extend copies straight into them.
-        self._columns = self._split(self._words)
+        self._floats = self._words.view(torch.float32)
 
     def __len__(self) -> int:
         return self.size
@@ -71,13 +70,16 @@ class ReplayBuffer:
                 "raise the buffer's capacity or lower the number of environments",
             )
         t, private, action, reward, terminated, next_private, steps = transitions
-        packed = torch.where(terminated, -steps, steps)
-        head = min(rows, self.capacity - self.position)
-        for column, values in zip(self._columns, (t, private, action, reward, packed, next_private), strict=True):
-            if head == rows:
-                column.narrow(0, self.position, rows).copy_(values)
-            else:
-                column[self.position :], column[: rows - head] = values[:head], values[head:]
+        signed = torch.where(terminated, -steps, steps).int()
+        # Integers go along as the floats of the same bits: copies change no bit, and one kernel writes whole rows.
+        column = [words.unsqueeze(1) for words in (t.int().view(torch.float32), signed.view(torch.float32), reward)]
+        columns = (*column, private, action, next_private)
+        end = self.position + rows
+        if end <= self.capacity:
+            torch.cat(columns, dim=1, out=self._floats[self.position : end])
+        else:
+            packed, head = torch.cat(columns, dim=1), self.capacity - self.position
+            self._floats[self.position :], self._floats[: rows - head] = packed[:head], packed[head:]
         self.position = (self.position + rows) % self.capacity
         self.size = min(self.size + rows, self.capacity)
 
@@ -90,7 +92,7 @@ class ReplayBuffer:
         )
         index = own_rows(index, copies)
         t, private, action, reward, packed, next_private = self._split(self._words.index_select(0, index))
-        return Transitions(t, private, action, reward, packed < 0, next_private, packed.abs())
+        return Transitions(t, private, action, reward, packed.signbit(), next_private, packed.abs())
 
     def _split(self, words: Tensor) -> tuple[Tensor, ...]:
         """Columns as views, in the order of the fields; steps and termination still in one word."""
