@@ -96,17 +96,9 @@ class ReplayBuffer:
 
     def _split(self, words: Tensor) -> tuple[Tensor, ...]:
         """Columns as views, in the order of the fields; steps and termination still in one word."""
-        private, action = self.private_dim, self.action_dim
-        floats = words.view(torch.float32)
-        after = 3 + private + action
-        return (
-            words[:, 0],
-            floats[:, 3 : 3 + private],
-            floats[:, 3 + private : after],
-            floats[:, 2],
-            words[:, 1],
-            floats[:, after:],
-        )
+        widths = (3, self.private_dim, self.action_dim, self.private_dim)
+        head, private, action, next_private = words.view(torch.float32).split(widths, dim=1)
+        return words.select(1, 0), private, action, head.select(1, 2), words.select(1, 1), next_private
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values and one tensor of the filled rows, for resuming a run."""
