@@ -26,7 +26,7 @@ SHARE = 0.9
 FIGURE = f"G7 PPO to {SHARE:.0%} of the optimum of the leak market"
 ROUND, PEER_ROUND = 4_096, 10_240  # env steps between two looks
 PATIENCE = 25.0
-SEEDS = 3  # at most: a run takes the peer minutes
+SEEDS = 5  # at most: a run may take the peer minutes
 
 
 class ArrivedError(Exception):
