@@ -191,32 +191,35 @@ def historical_mean(inputs: ForecastInputs) -> ForecastSeries:
     return ForecastSeries(np.full(num_rows, float((target > 0).mean())), np.full(num_rows, float(target.mean())))
 
 
-def _lagged_returns(past_return: Floats, lags: int) -> Floats:
-    """[T, lags] the newest ``lags`` known returns at each bar, newest first; NaN where there are not as many yet.
-
-    Bars without a return are passed over: beside an asset that trades every day, a stock's lags skip its weekends.
-    """
-    known = np.flatnonzero(np.isfinite(past_return))
-    newest = np.searchsorted(known, np.arange(len(past_return)), side="right") - 1
-    index = newest[:, None] - np.arange(lags)
-    padded = np.append(past_return[known], np.nan)  # index -1 and below reads the NaN at the end
-    return padded[np.where(index >= 0, index, len(known))]
+def _lags(returns: Floats, newest: NDArray[np.int64], count: int) -> Floats:
+    """[N, count] ``returns`` [R] from the places ``newest`` [N] backwards; NaN where there are not as many yet."""
+    lags = np.full((count, len(newest)), np.nan)
+    for lag, values in enumerate(lags):
+        reached = newest >= lag
+        values[reached] = returns[newest[reached] - lag]
+    return lags.T
 
 
 def _linear(inputs: ForecastInputs, lags: int, penalty: float) -> ForecastSeries:
+    """The lags of a long series are the largest thing in a verdict: there is one copy of them, changed in place."""
     _train_target(inputs)
-    lagged = _lagged_returns(inputs.past_return, lags)
-    train_x = lagged[inputs.train.start : inputs.train.stop]
+    # Bars without a return are passed over: beside an asset that trades every day, a stock's lags skip its weekends.
+    has_return = np.isfinite(inputs.past_return)
+    returns, newest = inputs.past_return[has_return], np.cumsum(has_return) - 1
     train_y = inputs.target[inputs.train.start : inputs.train.stop]
-    known = np.isfinite(train_x).all(axis=1) & np.isfinite(train_y)
+    train_newest = newest[inputs.train.start : inputs.train.stop]
+    known = np.isfinite(train_y) & (train_newest >= lags - 1)
     if known.sum() <= lags + 1:
         raise DataError(f"{int(known.sum())} train rows are too few for {lags} lags", "make the train period longer")
-    centre, scale = train_x[known].mean(axis=0), train_x[known].std(axis=0)
-    scale = np.where(scale > 0.0, scale, 1.0)
-    model = Ridge(alpha=penalty * float(known.sum())).fit((train_x[known] - centre) / scale, train_y[known])
-    residual = float(np.std(train_y[known] - model.predict((train_x[known] - centre) / scale)))
+    train_y, train_x = train_y[known], _lags(returns, train_newest[known], lags)
+    centre, deviation = train_x.mean(axis=0), np.array([column.std() for column in train_x.T])
+    scale = np.where(deviation > 0.0, deviation, 1.0)
+    train_x -= centre
+    train_x /= scale
+    model = Ridge(alpha=penalty * len(train_y), copy_X=False).fit(train_x, train_y)
+    residual = float(np.std(train_y - model.predict(train_x)))
     # A missing lag is set to its mean, so the forecast falls back towards the historical mean.
-    x = lagged[inputs.rows.start : inputs.rows.stop]
+    x = _lags(returns, newest[inputs.rows.start : inputs.rows.stop], lags)
     expected = model.predict(np.where(np.isfinite(x), (x - centre) / scale, 0.0)).astype(np.float64)
     normal = NormalDist(sigma=max(residual, 1e-300))
     return ForecastSeries(np.array([normal.cdf(value) for value in expected]), expected)

@@ -209,9 +209,9 @@ def _pooled(results: list[dict[str, float]]) -> dict[str, float]:
 def forecasts(forecaster: Forecaster, table: Tensor, asset: int, rows: range) -> tuple[np.ndarray, np.ndarray]:
     """Probability of a rise and expected log return [S] over the first horizon, at the close of each bar of `rows`."""
     latent, count = forecaster.network.latent_dim, len(forecaster.horizons)
-    part = table[rows.start : rows.stop, asset].double().cpu().numpy()
-    scale = float(forecaster.target_scale[0])
-    return part[:, latent], part[:, latent + count] * scale
+    part = table[rows.start : rows.stop, asset]
+    probability, expected = (part[:, column].double().cpu().numpy() for column in (latent, latent + count))
+    return probability, expected * float(forecaster.target_scale[0])
 
 
 def evaluate(
