@@ -44,12 +44,9 @@ class SourceFrame:
     """Bars as the file has them: one row per bar and asset, in file order.
 
     frame: columns time (datetime64[ns], naive, UTC), symbol (str), open, high, low, close, volume (float64; NaN where
-    the
-        file has none), and where the source has them: adj_close; price_factor and split_factor (adjusted price = raw
-        price *
-        price_factor, adjusted volume = raw volume / split_factor); spread_open, spread_close (ask - bid, quote
-        currency);
-        other_volume.
+        the file has none), and where the source has them: adj_close; price_factor and split_factor (adjusted price =
+        raw price * price_factor, adjusted volume = raw volume / split_factor); spread_open, spread_close (ask - bid,
+        quote currency); other_volume.
     signals: names of further columns of the frame, finite throughout, that go into ``Bars.signals`` as they are.
     calendar: the calendar that the source knows of, else None.
     named: the symbols come from the data; False where the only asset is called after its file.

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
+import pyarrow
 
 from trade_agent.data.bars import PRICE_FIELDS, Bars
 from trade_agent.data.calendars import check_calendar_name, infer_calendar
@@ -41,16 +42,12 @@ def load_bars(
     """Bars of ``symbols`` (all of the source when empty) on the union of their times, and what validation found.
 
     source: a name of SOURCES. path: a file or folder, for sources that read one. start, end: ISO dates or times in
-    UTC, both
-    inclusive (a date as ``end`` includes that day). columns ({field: column name}), time_format, timezone (of times
-    without
-    offset), symbol_column, delimiter: settle what a file leaves open. calendar: overrules the inferred one.
-    price_side:
-    mid, bid or ask, for files with both. adjust: prices (and split-adjusted volume) by adjusted close or factor file;
-    the factors
-    come from the end of the file, so price levels, unlike returns, depend on later dividends and splits. policies:
-    {kind: policy},
-    see validation.KINDS. interval, exchange: for the downloaders. num_bars, seed: for the synthetic markets.
+    UTC, both inclusive (a date as ``end`` includes that day). columns ({field: column name}), time_format, timezone
+    (of times without offset), symbol_column, delimiter: settle what a file leaves open. calendar: overrules the
+    inferred one. price_side: mid, bid or ask, for files with both. adjust: prices (and split-adjusted volume) by
+    adjusted close or factor file; the factors come from the end of the file, so price levels, unlike returns, depend
+    on later dividends and splits. policies: {kind: policy}, see validation.KINDS. interval, exchange: for the
+    downloaders. num_bars, seed: for the synthetic markets.
 
     Where an asset has no bar, tradable is False and its values are NaN; nothing is filled and no asset is dropped.
     Raises DataError for anything missing, ambiguous or refused; the message names the option that settles it.
@@ -74,7 +71,11 @@ def load_bars(
     )
     states, signals, report = _validated(source, request, calendar=calendar, policies=policies)
     report.raise_if_refused()
-    return _pivot(states, signals, calendar=report.calendar, bar_seconds=report.bar_seconds), report
+    bars = _pivot(states, signals, calendar=report.calendar, bar_seconds=report.bar_seconds)
+    del states
+    # Arrow, which reads files for pandas, would keep the memory of the rows as they were read to the end of the run.
+    pyarrow.default_memory_pool().release_unused()
+    return bars, report
 
 
 def validate_file(

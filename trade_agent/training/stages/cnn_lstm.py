@@ -34,6 +34,11 @@ from trade_agent.training.supervised import (
 
 def run(context: StageContext, *, stage: CnnLstmStage, model: CnnLstmModel) -> StageOutcome:
     """Train, cross-fit and evaluate a forecaster. The best epoch is chosen on validation rows."""
+    return _outcome(context, *_train(context, stage, model))
+
+
+def _train(context: StageContext, stage: CnnLstmStage, model: CnnLstmModel) -> tuple[Forecaster, list[Fold], FitResult]:
+    """What is learned, without the targets: of a long series they are large, and the verdict needs the room."""
     dataset = context.dataset
     spec = forecaster_spec(model, dataset.features.shape[2])
     targets = dataset_targets(dataset, model.horizons)
@@ -48,8 +53,7 @@ def run(context: StageContext, *, stage: CnnLstmStage, model: CnnLstmModel) -> S
     bars = label_rows(dataset.split.train, model.horizons, model.window_bars, dataset.first_row)
     network, fit = _fit(context, spec, targets, settings, bars, max(model.horizons), "forecaster", context.watch)
     forecaster = Forecaster(network, spec, tuple(model.horizons), targets.scale)
-    folds = _cross_fit(context, forecaster, targets, settings, bars)
-    return _outcome(context, forecaster, folds, fit)
+    return forecaster, _cross_fit(context, forecaster, targets, settings, bars), fit
 
 
 def check_folds(dataset: MarketDataset, model: CnnLstmModel, folds: int) -> None:
