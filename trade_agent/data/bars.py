@@ -17,12 +17,10 @@ class Bars:
     """Bars of A assets on one common time axis of T moments.
 
     timestamps: [T] datetime64[ns], UTC, strictly increasing. The moment a bar opens, as its file says it; a daily bar
-    carries
-        the date of its session at 00:00.
+        carries the date of its session at 00:00.
     symbols: A names, unique.
     open, high, low, close: [T, A] float64, in quote currency, adjusted for splits and dividends when the loader was
-    asked
-        to. Finite and positive where ``tradable``, NaN elsewhere: nothing is ever filled in.
+        asked to. Finite and positive where ``tradable``, NaN elsewhere: nothing is ever filled in.
     volume: [T, A] float64, >= 0 where ``tradable``, NaN elsewhere; all 0 for a market that reports none.
     tradable: [T, A] bool, False where the asset has no bar (not listed yet, suspended, dropped by validation).
     calendar: an exchange_calendars name, "24/7", "24/5" or "observed" (the sessions seen in the data themselves).

@@ -67,9 +67,9 @@ def nearest_split(ratio: np.ndarray, tolerance: float) -> np.ndarray:
 def factor_jumps(factor: np.ndarray, close: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Steps of the adjustment factor (adjusted / raw close) by a fifth or more, in two kinds.
 
-    Returns (splits [n]: the ratio at the first bar after a split, 1 elsewhere; broken [n] bool: the raw price does
-    not make the
-    jump that the factor undoes, so that adjusted and raw closes are mixed). A dividend, even a large one, is neither.
+    Returns (splits [n]: the ratio at the first bar after a split, 1 elsewhere; broken [n] bool: the raw price does not
+    make the jump that the factor undoes, so that adjusted and raw closes are mixed). A dividend, even a large one, is
+    neither.
     """
     step = np.concatenate([[1.0], factor[1:] / factor[:-1]])
     large = np.abs(np.log(step)) > np.log(1.2)

@@ -62,8 +62,8 @@ def bars_from_yahoo(table: pd.DataFrame | None, symbols: Sequence[str]) -> pd.Da
     """yfinance.download(auto_adjust=False, group_by="column") -> the frame of ``SourceFrame``.
 
     table: index of dates or of zone-aware times, columns (field, ticker). Rows without any price are cells of other
-    tickers'
-    sessions and are left out. Raises DataError when a symbol has no rows at all (offline, or unknown to Yahoo).
+    tickers' sessions and are left out. Raises DataError when a symbol has no rows at all (offline, or unknown to
+    Yahoo).
     """
     if table is None or len(table) == 0:
         raise DataError(
@@ -135,11 +135,9 @@ def fetch_candles(
 ) -> list[Candle]:
     """All candles with since <= time <= until, page by page. Times in milliseconds.
 
-    fetch(start, limit) returns candles [time, open, high, low, close, volume] from ``start`` on, oldest first. An
-    empty page is a
-    stretch without trades (or before the listing), so the next page is tried ``limit`` steps on. A candle that is
-    still open (its end lies after
-    ``until``) is left out.
+    fetch(start, limit) returns candles [time, open, high, low, close, volume] from ``start`` on, oldest first. An empty
+    page is a stretch without trades (or before the listing), so the next page is tried ``limit`` steps on. A candle
+    that is still open (its end lies after ``until``) is left out.
     """
     out: list[Candle] = []
     start = since

@@ -1,12 +1,9 @@
 """QuantConnect LEAN files: a zip with one headerless csv, daily or hourly.
 
-Equity: time, open, high, low, close in 1/10,000 of a dollar, volume, not adjusted; a factor file beside it gives
-date, price factor,
-split factor, reference price, each row valid up to and including its date. Forex and crypto quotes: time, bid open,
-high, low,
-close, bid size, ask open, high, low, close, ask size, in plain prices. Crypto trades: time, open, high, low, close,
-volume.
-Format: github.com/QuantConnect/Lean, Data/<security type>/readme.md.
+Equity: time, open, high, low, close in 1/10,000 of a dollar, volume, not adjusted; a factor file beside it gives date,
+price factor, split factor, reference price, each row valid up to and including its date. Forex and crypto quotes: time,
+bid open, high, low, close, bid size, ask open, high, low, close, ask size, in plain prices. Crypto trades: time, open,
+high, low, close, volume. Format: github.com/QuantConnect/Lean, Data/<security type>/readme.md.
 """
 
 import io

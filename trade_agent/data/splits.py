@@ -2,8 +2,7 @@
 
 train | embargo | validation | embargo | test. The embargo bars belong to no part: with an embargo of at least window +
 horizon bars, no window or label of one part touches a bar of another (purging; Lopez de Prado, Advances in Financial
-Machine
-Learning, 2018, ch. 7).
+Machine Learning, 2018, ch. 7).
 """
 
 from dataclasses import dataclass
@@ -68,9 +67,8 @@ def chronological_split(
 ) -> Split:
     """One split of the bars warmup_bars .. num_bars - 1.
 
-    The fractions are shares of the bars that remain after the warm-up and both embargoes; the test part takes the
-    rest and
-    ends with the last bar. Raises DataError when a part would hold fewer than ``min_rows`` bars.
+    The fractions are shares of the bars that remain after the warm-up and both embargoes; the test part takes the rest
+    and ends with the last bar. Raises DataError when a part would hold fewer than ``min_rows`` bars.
     """
     _check_fractions(train_fraction, validation_fraction)
     usable = num_bars - warmup_bars - 2 * embargo_bars
@@ -105,11 +103,10 @@ def walk_forward_splits(
     """Folds whose test parts follow each other without a gap and end with the last bar, so that their results join
     into one curve.
 
-    The first fold is cut as ``chronological_split`` cuts; its test part is then divided into ``num_folds`` blocks.
-    Each later fold moves
-    train end, validation and test on by one block; its train part starts at ``warmup_bars`` (anchored) or moves along
-    with
-    constant length (sliding). Raises DataError when a part of any fold would hold fewer than ``min_rows`` bars.
+    The first fold is cut as ``chronological_split`` cuts; its test part is then divided into ``num_folds`` blocks. Each
+    later fold moves train end, validation and test on by one block; its train part starts at ``warmup_bars`` (anchored)
+    or moves along with constant length (sliding). Raises DataError when a part of any fold would hold fewer than
+    ``min_rows`` bars.
     """
     if num_folds < 1:
         raise DataError(f"split: num_folds={num_folds}", "use at least one fold")

@@ -1,8 +1,7 @@
 """Time columns of any common spelling -> datetime64[ns] in UTC.
 
 A column of dates, or of midnights only, names sessions: it stays at 00:00 UTC whatever the time zone. Any other time
-without an
-offset is local time in ``timezone``.
+without an offset is local time in ``timezone``.
 """
 
 import re
@@ -33,13 +32,13 @@ def parse_times(
 ) -> np.ndarray:
     """[n] datetime64[ns], UTC.
 
-    values: numbers (epoch s/ms/us/ns, or digits such as 20170131), datetimes or texts. time_format: strptime format
-    or an epoch unit.
+    values: numbers (epoch s/ms/us/ns, or digits such as 20170131), datetimes or texts.
+    time_format: strptime format or an epoch unit.
     groups: [n] symbols; within one of them repeated local times at the end of summer time are told apart by their
-    order.
+        order.
+
     Raises DataError for a value that is not a time, for day and month that cannot be told apart, for an unknown zone
-    and for
-    local times that its clock changes make ambiguous or impossible.
+    and for local times that its clock changes make ambiguous or impossible.
     """
     values = values.reset_index(drop=True)
     missing = np.flatnonzero(values.isna().to_numpy())

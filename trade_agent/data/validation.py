@@ -16,10 +16,8 @@ class Kind:
     """A kind of finding: its policies (the first is the default) and what it means.
 
     keep: leave the rows as they are. drop: the asset has no bar there (tradable=False); nothing is filled in. clip:
-    widen high and
-    low to contain open and close. zero: set the volume to 0. sort: order by time. first, last: keep one of the bars
-    of a time.
-    adjust: apply the factor. refuse: stop with an error.
+    widen high and low to contain open and close. zero: set the volume to 0. sort: order by time. first, last: keep one
+    of the bars of a time. adjust: apply the factor. refuse: stop with an error.
     """
 
     policies: tuple[str, ...]

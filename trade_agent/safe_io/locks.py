@@ -13,8 +13,7 @@ RUN = "lock"  # in the folder of a run: who holds it works there
 
 @contextlib.contextmanager
 def locked(path: Path, *, wait: bool) -> Iterator[None]:
-    """Hold the lock `path`, making it and its folder. Programs that are started meanwhile do not
-    inherit it.
+    """Hold the lock `path`, making it and its folder. Programs that are started meanwhile do not inherit it.
 
     wait: for who holds it. Raises BlockingIOError where somebody does and is not to be waited for.
     """

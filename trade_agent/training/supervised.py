@@ -295,8 +295,8 @@ def align_latent(
     """Ridge regression that maps a fold's latent onto the final forecaster's, fitted on rows outside the block.
 
     Two forecasters trained apart span their latent spaces differently; without the map an agent trained on one could
-    not read the other. Tables are [T, A, D + ...]; returns weight [D, D] and bias [D]. Where `rows`
-    times assets are more than ALIGN_ROWS, every second, third, ... bar is taken.
+    not read the other. Tables are [T, A, D + ...]; returns weight [D, D] and bias [D]. Where `rows` times
+    assets are more than ALIGN_ROWS, every second, third, ... bar is taken.
     """
     taken = list(rows[:: max(1, math.ceil(len(rows) * fold_table.shape[1] / ALIGN_ROWS))])
     source = fold_table[taken, :, :latent_dim].flatten(0, 1).double().cpu().numpy()
