@@ -452,7 +452,7 @@ def test_observations_are_normalised_alike_throughout_a_round(make_market: MakeM
         moments = agent.observation_normaliser.moments
         normalised = agent.observation_normaliser(batch["observation"])
         log_prob = agent.policy.distribution.log_prob(batch["raw"], agent.policy(normalised))
-        seen.append((float(moments.count), float((log_prob - batch["log_prob"]).abs().max())))
+        seen.append((float(moments.count), float((log_prob - batch["log_prob"]).detach().abs().max())))
         recorder.batches.append(batch.clone())
         return {"loss": torch.tensor(0.0)}
 
