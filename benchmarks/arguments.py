@@ -11,10 +11,16 @@ class Names(argparse.Action):
     ``default``: those where the option is left out, all of them unless it is given.
     """
 
-    def __init__(self, *args: Any, known: Sequence[str], default: Sequence[str] | None = None, **fields: Any) -> None:
-        super().__init__(
-            *args, nargs="+", default=list(known if default is None else default), metavar="NAME", **fields
-        )
+    def __init__(
+        self,
+        option_strings: Sequence[str],
+        *,
+        known: Sequence[str],
+        default: Sequence[str] | None = None,
+        **fields: Any,
+    ) -> None:
+        default = list(known if default is None else default)
+        super().__init__(option_strings, nargs="+", default=default, metavar="NAME", **fields)
         self.known = known
 
     def __call__(

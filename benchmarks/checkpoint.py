@@ -58,7 +58,7 @@ def measure_cost() -> None:
             spent["write"].append(time.perf_counter() - started)
             sizes.append(max(path.stat().st_size for path, _ in session._files()))
 
-    Session.boundary, Session.write = timed_boundary, timed_write  # type: ignore[method-assign]
+    Session.boundary, Session.write = timed_boundary, timed_write  # type: ignore[method-assign,assignment]
     with tempfile.TemporaryDirectory() as name:
         options = ["stage=rl", "model=sac", "trainer=quick", "device=cpu", f"paths.models={name}/models"]
         config = load_config(compose_config([*options, f"paths.outputs={name}/outputs"]))

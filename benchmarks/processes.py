@@ -122,7 +122,7 @@ def observe_boundaries(piece: str, times: list[float], each: Callable[[int], Non
             times.append(time.perf_counter())
             each(len(times))
 
-    Session.boundary = observed  # type: ignore[method-assign]
+    Session.boundary = observed  # type: ignore[method-assign,assignment]
 
 
 def killer(folder: Path) -> Callable[[int], None]:

@@ -39,7 +39,7 @@ def stage_context(config: TrainingConfig, *, window_bars: int, horizons: list[in
         trainer=config.trainer,
         evaluation=config.evaluation,
         grading=grading_policy(config.grading),
-        episode_bars=config.env.episode_bars,
+        episode_bars=config.market.episode_bars,
         seed=config.seed,
         device=device,
         compiled=config.device.compile,

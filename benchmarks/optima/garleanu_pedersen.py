@@ -11,6 +11,7 @@ times ours, its 1 - rho is delta. The value of a state is V(x, f) = -a_xx x^2 / 
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,8 +33,8 @@ class Policy:
     rate: float
     aim_per_factor: float
 
-    def position(self, before: float, factor: float) -> float:
-        """Position after the trade; floats or arrays of one shape."""
+    def position(self, before: Any, factor: Any) -> Any:
+        """Position after the trade; numbers, or arrays or tensors that go together."""
         return before + self.rate * (self.aim_per_factor * factor - before)
 
 

@@ -94,7 +94,8 @@ def _listen(pid: int | None, pipe: Connection, acknowledged: dict[int, str], doo
 
 def _look_on(root: Path, processes: list) -> tuple[int, int]:
     """List and get until the writers are done: the number of calls, and of those that failed or lost a model."""
-    registry, rng, seen = ModelRegistry(root), random.Random(0), set()
+    registry, rng = ModelRegistry(root), random.Random(0)
+    seen: set[str] = set()
     looks = broken = 0
     while any(process.is_alive() for process in processes):
         try:

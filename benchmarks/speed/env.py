@@ -27,7 +27,13 @@ WINDOW = 30
 UNROLLED = 4
 ACCOUNTS = {"cpu": 4096, "cuda": 2**18}
 TAPE = {"cpu": 4_000_000, "cuda": 400_000_000}  # account steps in one run
-FREE = {"commission_bps": 0.0, "half_spread_bps": 0.0, "slippage_bps": 0.0, "borrow_rate": 0.0, "financing_rate": 0.0}
+FREE: dict[str, Any] = {
+    "commission_bps": 0.0,
+    "half_spread_bps": 0.0,
+    "slippage_bps": 0.0,
+    "borrow_rate": 0.0,
+    "financing_rate": 0.0,
+}
 
 
 def random_walk(num_bars: int, device: torch.device | str = "cpu") -> MarketSeries:

@@ -97,6 +97,7 @@ def measure_updates(
     def timed(learn: Learn) -> Callable[[], float]:
         return lambda: clock(device)(partial(updates, learn))
 
+    sides: list[tuple[Learn, str, tuple[float | None, float | None]]]
     if device.type == "cuda":
         sides = [(CapturedLearner(Learner(agent, data.observe), CudaGraphs(generator)), "", targets)]
         as_eager = True  # capturing compares them itself
@@ -156,7 +157,7 @@ def losses_agree(agent: SAC | TD3, data: Data, peer: Peer, folder: Path) -> bool
     weights = peer_weights(quiet)
     if isinstance(quiet, SAC):
         with torch.no_grad():  # a deviation of exp(-20)
-            last = quiet.policy.network[-1]
+            last = quiet.policy.network[-1]  # type: ignore[index]
             last.weight[1:], last.bias[1:] = 0.0, -20.0
         weights = peer_weights(quiet)
     path = _save(folder / "batch.npz", data.arrays(BATCH))
@@ -188,10 +189,11 @@ def peer_weights(agent: SAC | TD3) -> Arrays:
         add(f"critic.qf{index}", agent.critic.member(index))
         add(f"critic_target.qf{index}", agent.target_critic.member(index))
     if isinstance(agent, SAC):
-        *trunk, last = agent.policy.network
+        *trunk, last = agent.policy.network.children()
         add("actor.latent_pi", nn.Sequential(*trunk))
         for name, rows in (("mu", slice(0, 1)), ("log_std", slice(1, 2))):
-            named |= {f"actor.{name}.weight": last.weight[rows], f"actor.{name}.bias": last.bias[rows]}
+            weight, bias = last.parameters()
+            named |= {f"actor.{name}.weight": weight[rows], f"actor.{name}.bias": bias[rows]}
     else:
         add("actor.mu", agent.actor)
         add("actor_target.mu", agent.target_actor)
@@ -222,7 +224,7 @@ def torchrl_updates(loss: LossModule, data: Data) -> Any:
 
 
 def _save(path: Path, arrays: Arrays) -> str:
-    np.savez(path, **arrays)
+    np.savez(path, **arrays)  # type: ignore[arg-type]
     return str(path)
 
 

@@ -39,7 +39,7 @@ def python_of(name: str) -> Path:
             raise PeerMissingError(f"{sys.executable} makes no virtual environment with pip: {error}") from error
         # The index of CPU builds, where it can be reached, spares gigabytes of CUDA.
         index = ["--extra-index-url", "https://download.pytorch.org/whl/cpu"] if TORCH in PACKAGES[name] else []
-        command = [python, "-m", "pip", "install", "--quiet", *index, *PACKAGES[name]]
+        command = [str(python), "-m", "pip", "install", "--quiet", *index, *PACKAGES[name]]
         pip = subprocess.run(command, stderr=subprocess.PIPE, text=True)
         if pip.returncode:
             print(pip.stderr, file=sys.stderr)

@@ -26,7 +26,7 @@ from trade_agent.training.reinforcement import Hooks, train_on_policy
 
 NUM_ENVS, ROLLOUT_STEPS, EPOCHS, BATCH = 16, 128, 10, 64
 NUM_BARS, EPISODE_BARS, FEATURES = 10_000, 256, 32
-SETTINGS = {"learning_rate": 3e-4, "gamma": 0.99, "gae_lambda": 0.95}
+SETTINGS: dict[str, Any] = {"learning_rate": 3e-4, "gamma": 0.99, "gae_lambda": 0.95}
 ROLLOUTS = 1  # in one run
 TARGETS = {"cpu": 3.0, "cuda": 10.0}
 
@@ -134,9 +134,9 @@ def same_losses(theirs: dict[str, float], arrays: dict[str, Any]) -> bool:
             for part in ("weight", "bias")
         }
 
-    agent.policy.mean.load_state_dict(layers("policy_net", "action_net"))
+    agent.policy.get_submodule("mean").load_state_dict(layers("policy_net", "action_net"))
     agent.critic.load_state_dict(layers("value_net", "value_net"))
-    agent.policy.log_std.data.copy_(values["weight:log_std"])
+    agent.policy.get_parameter("log_std").data.copy_(values["weight:log_std"])
     raw = values["action"]
     fields = {key: values[key] for key in ("observation", "advantage", "value_target")}
     batch = TensorDict(fields | {"raw": raw, "log_prob": values["log_prob"] - tanh_log_det(raw)}, batch_size=[len(raw)])

@@ -66,7 +66,7 @@ def decided_agent(observation_dim: int, device: torch.device | str = "cpu") -> P
     """Away from the start, where every observation is answered with next to nothing."""
     agent = PPO(observation_dim=observation_dim, action_dim=1, device=device)
     with torch.no_grad():
-        for parameter in agent.policy.mean.parameters():
+        for parameter in agent.policy.get_submodule("mean").parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
     return agent
 
