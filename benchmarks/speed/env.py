@@ -81,16 +81,21 @@ def against_gym_anytrading(repeats: int, device: torch.device, *, num_envs: int,
         versions = peer.ask("load", path=path, window=WINDOW)
         answer = peer.ask("play")
         steps = answer["steps"]
+        closes = resident.close
+        features = torch.cat((closes, closes.diff(dim=0, prepend=closes[:1])), dim=1).float()
         agrees = same_profits(series, rules, tape[:steps], answer["profits"])
-        closes = resident.close.float()
-        features = torch.cat((closes, closes.diff(dim=0, prepend=closes[:1])), dim=1)
+        # What the peer sees first: the bars up to WINDOW, their closes and the changes of these.
+        agrees = agrees and torch.equal(features[1 : WINDOW + 1].cpu(), torch.tensor(answer["window"]))
         for name, table, cpu_target in (("with windows", features, 50.0), ("index only", None, 150.0)):
             targets = {"cpu": cpu_target, "cuda": 5000.0}
             for compiled in (True, False):
                 ours = _Steps(resident, rules, table, num_envs, compiled, WINDOW)
+                figure = f"G1 market against gym-anytrading, {name}, {num_envs} accounts{'' if compiled else ', eager'}"
+                if compiled:
+                    first_run(figure, ours.run)
                 side, other = in_turn(ours.run, lambda: peer.ask("play")["seconds"], repeats)
                 _rate(
-                    f"G1 market against gym-anytrading, {name}, {num_envs} accounts{'' if compiled else ', eager'}",
+                    figure,
                     ours.steps / side,
                     steps / other,
                     peer_name="gym-anytrading",
@@ -155,7 +160,7 @@ class _Steps:
             plain_state, plain, plainly_seen = self._plain(plain_state, actions)
             if not torch.allclose(equity, plain, rtol=1e-9, atol=0.0):
                 return False
-            if not all(map(torch.equal, seen, plainly_seen)):
+            if not all(torch.equal(mine, other) for mine, other in zip(seen, plainly_seen, strict=True)):
                 return False
         return True
 
@@ -187,15 +192,19 @@ def against_torchrl(repeats: int, device: torch.device, num_envs: int = 4096, nu
 
     series = random_walk(100_000, device)
     ours = _Steps(series, MarketRules(), series.close.float(), num_envs, compiled=True, window=50)
+    figure = f"G3 market against FinancialRegimeEnv, windows of 50, {num_envs} accounts"
+    first_run(figure, ours.run)
     side, other = in_turn(ours.run, lambda: clock(device)(peer), repeats)
     _rate(
-        f"G3 market against FinancialRegimeEnv, windows of 50, {num_envs} accounts",
+        figure,
         ours.steps / side,
         num_steps * num_envs / other,
         peer_name="TorchRL FinancialRegimeEnv",
         target={"cpu": 8.0, "cuda": 20.0}[device.type],
+        agrees=None if ours.as_plain() else False,
         device=device.type,
-        remark="its prices are drawn as it goes and its rewards are shaped: no common trajectory to compare",
+        remark="its prices are drawn as it goes and its rewards are shaped: no common trajectory to compare; ours "
+        "is that of plain steps",
     )
 
 

@@ -115,3 +115,25 @@ def test_state_of_another_shape_is_refused():
     state = ReplayBuffer(capacity=10, private_dim=2, action_dim=1).state_dict()
     with pytest.raises(CheckpointError, match="capacity 10 and 8 words a row, this one 10 and 10"):
         ReplayBuffer(capacity=10, private_dim=3, action_dim=1).load_state_dict(state)
+
+
+@pytest.mark.parametrize("width", [1, 3])
+@pytest.mark.parametrize("before", [0, 8])  # the rows lie together, or go on at the start of the ring
+def test_rows_of_another_width_are_refused_and_change_nothing(width, before):
+    buffer = ReplayBuffer(capacity=10, private_dim=2, action_dim=1)
+    buffer.extend(numbered(0, before))
+    words = buffer.state_dict()["words"]
+    wrong = numbered(before, 4)._replace(private=torch.zeros(4, width))
+    with pytest.raises(ValueError, match="another width"):
+        buffer.extend(wrong)
+    assert len(buffer) == before
+    assert torch.equal(buffer.state_dict()["words"], words)
+
+
+def test_numbers_of_another_precision_are_kept_as_float32():
+    buffer = ReplayBuffer(capacity=10, private_dim=2, action_dim=1)
+    given = numbered(0, 6)
+    buffer.extend(given._replace(private=given.private.double(), reward=given.reward.double()))
+    same = ReplayBuffer(capacity=10, private_dim=2, action_dim=1)
+    same.extend(given)
+    assert torch.equal(buffer.state_dict()["words"], same.state_dict()["words"])

@@ -1,6 +1,8 @@
 """Steps that do not fit memory are taken in parts, and what is learned stays the same."""
 
+import gc
 import logging
+import weakref
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -23,6 +25,7 @@ from trade_agent.training.distributed import World
 from trade_agent.training.interaction import Interaction
 from trade_agent.training.learner import Learner
 from trade_agent.training.memory import accumulate, is_out_of_memory
+from trade_agent.training.stages import cnn_lstm
 from trade_agent.training.supervised import (
     FitResult,
     FitSettings,
@@ -233,3 +236,23 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory() -> None:
 
     with pytest.raises(RuntimeError, match="shapes"):
         accumulate(torch.zeros(4), wrong, size=None, clear=lambda: None)
+
+
+def test_targets_are_let_go_before_the_verdict(trained, tmp_path, monkeypatch):
+    config = trained.settings("stage=cnn_lstm", "trainer.forecaster_epochs=1", "trainer.cross_fit_folds=0")
+    make, judge, alive = cnn_lstm.make_targets, cnn_lstm.evaluate, []
+
+    def watched_targets(*arguments):
+        targets = make(*arguments)
+        alive.append(weakref.ref(targets.returns))
+        return targets
+
+    def watched_verdict(*arguments):
+        gc.collect()
+        assert [ref() for ref in alive] == [None]
+        return judge(*arguments)
+
+    monkeypatch.setattr(cnn_lstm, "make_targets", watched_targets)
+    monkeypatch.setattr(cnn_lstm, "evaluate", watched_verdict)
+    cnn_lstm.run(trained.context(tmp_path, config), stage=config.stage, model=config.model)
+    assert alive

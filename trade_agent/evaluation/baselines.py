@@ -201,7 +201,10 @@ def _lags(returns: Floats, newest: NDArray[np.int64], count: int) -> Floats:
 
 
 def _linear(inputs: ForecastInputs, lags: int, penalty: float) -> ForecastSeries:
-    """The lags of a long series are the largest thing in a verdict: there is one copy of them, changed in place."""
+    """Ridge regression of the target on the last ``lags`` standardised returns, fitted on the train rows.
+
+    The lags of a long series are the largest thing in a verdict: there is one copy of them, changed in place.
+    """
     _train_target(inputs)
     # Bars without a return are passed over: beside an asset that trades every day, a stock's lags skip its weekends.
     has_return = np.isfinite(inputs.past_return)
@@ -218,9 +221,12 @@ def _linear(inputs: ForecastInputs, lags: int, penalty: float) -> ForecastSeries
     train_x /= scale
     model = Ridge(alpha=penalty * len(train_y), copy_X=False).fit(train_x, train_y)
     residual = float(np.std(train_y - model.predict(train_x)))
+    del train_x
     # A missing lag is set to its mean, so the forecast falls back towards the historical mean.
     x = _lags(returns, newest[inputs.rows.start : inputs.rows.stop], lags)
-    expected = model.predict(np.where(np.isfinite(x), (x - centre) / scale, 0.0)).astype(np.float64)
+    x -= centre
+    x /= scale
+    expected = model.predict(np.nan_to_num(x, copy=False)).astype(np.float64)
     normal = NormalDist(sigma=max(residual, 1e-300))
     return ForecastSeries(np.array([normal.cdf(value) for value in expected]), expected)
 

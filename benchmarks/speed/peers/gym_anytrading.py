@@ -26,16 +26,17 @@ def load(path: str, window: int) -> dict[str, str]:
 
 
 def play() -> dict[str, object]:
-    """The whole tape: seconds, steps, and the profit after each step at which a position was closed."""
+    """The whole tape: seconds, steps, the window [W, 2] seen before the first, and the profit after each."""
     env, profits = State.env, []
-    env.reset(seed=0)
+    window, _ = env.reset(seed=0)
     started = time.process_time()
     for action in State.actions:
         _, _, _, truncated, info = env.step(int(action))
         profits.append(float(info["total_profit"]))
         if truncated:
             break
-    return {"seconds": time.process_time() - started, "steps": len(profits), "profits": profits}
+    seconds = time.process_time() - started
+    return {"seconds": seconds, "steps": len(profits), "window": window.tolist(), "profits": profits}
 
 
 serve(load=load, play=play)
