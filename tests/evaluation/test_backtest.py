@@ -1,3 +1,4 @@
+import tracemalloc
 from dataclasses import replace
 
 import numpy as np
@@ -120,6 +121,19 @@ def test_a_replay_does_not_depend_on_the_blocks_that_it_is_kept_in(monkeypatch, 
     assert len(set(parts.equity)) == 60
     for name in ("equity", "weights", "targets", "turnover", "cost"):
         np.testing.assert_array_equal(getattr(parts, name), getattr(whole, name))
+
+
+def test_the_steps_of_many_paths_are_held_once(monkeypatch):
+    monkeypatch.setattr(backtest, "BLOCK_STEPS", 100)
+    steps, paths = 1000, 50
+    close = 100.0 * np.exp(np.random.default_rng(4).normal(0.0, 0.01, (steps + 1, 1)).cumsum(axis=0))
+    weights = np.random.default_rng(5).uniform(-0.5, 0.5, (steps, paths, 1))
+    tracemalloc.start()
+    runs = simulate(series(close, close), FREE, weights, start=0)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(runs) == paths
+    assert peak < 8 * 8 * steps * paths  # five numbers a step stay
 
 
 def test_nan_from_a_policy_is_divergence_not_a_pause():

@@ -4,7 +4,7 @@ Shapes: S decisions, N paths, A assets. Decision s is made at the close of bar `
 the close of the next bar, so ``equity[s]`` belongs to the close of bar ``start + s`` and there are S + 1 of them.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -102,7 +102,7 @@ def run_policy(series: MarketSeries, rules: MarketRules, policy: Policy, *, star
     with torch.no_grad():
         result = _run(series, rules, act, start=start, num_steps=end - start, num_paths=1, observe=True)[0]
     # One look at the end instead of one per step: the market takes NaN for "no order" and would hide it.
-    (taken,) = actions.stacked()
+    (taken,) = actions.taken_out()
     broken = ~np.isfinite(taken).all(axis=(1, 2))
     if broken.any():
         bar = start + int(broken.argmax())
@@ -147,11 +147,14 @@ class _Rows:
         if len(self._steps) == BLOCK_STEPS:
             self._close_block()
 
-    def stacked(self) -> list[NDArray[Any]]:
-        """[S, N, ...] of each of the tensors of a step."""
+    def taken_out(self) -> Iterator[NDArray[Any]]:
+        """[S, N, ...] of one of the tensors of a step after the other; each is let go here, for all are large."""
         if self._steps:
             self._close_block()
-        return [np.concatenate(blocks) for blocks in zip(*self._blocks, strict=True)]
+        fields = [list(blocks) for blocks in zip(*self._blocks, strict=True)]
+        self._blocks = []
+        while fields:
+            yield np.concatenate(fields.pop(0))
 
     def _close_block(self) -> None:
         self._blocks.append(tuple(torch.stack(values).cpu().numpy() for values in zip(*self._steps, strict=True)))
@@ -176,17 +179,18 @@ def _run(
     for s in range(num_steps):
         action = act(s, state.t, account_observation(series, rules, state) if observe else None)
         state, result = step(series, rules, state, action)
-        targets = target_weights(rules, action)
-        rows.append(result.equity, result.weights, targets, result.turnover, result.cost + result.financing)
+        cost = result.cost + result.financing
+        rows.append(result.equity, result.weights, target_weights(rules, action), result.turnover, cost)
         ruined = ruined | result.terminated
-    equity_s, weights_s, targets_s, turnover_s, cost_s = rows.stacked()
+    by_path = ([values[:, n].copy() for n in range(num_paths)] for values in rows.taken_out())
+    equity, weights, targets, turnover, costs = by_path
     return [
         Backtest(
-            equity=np.concatenate((begun[n : n + 1], equity_s[:, n])),
-            weights=weights_s[:, n].copy(),
-            targets=targets_s[:, n].copy(),
-            turnover=turnover_s[:, n].copy(),
-            cost=cost_s[:, n].copy(),
+            equity=np.concatenate((begun[n : n + 1], equity[n])),
+            weights=weights[n],
+            targets=targets[n],
+            turnover=turnover[n],
+            cost=costs[n],
             start=start,
             ruined=bool(ruined[n]),
             periods_per_year=rules.periods_per_year,

@@ -149,23 +149,22 @@ def baseline_backtests(
 ) -> dict[str, Backtest]:
     """Every baseline over the same bars; ``random`` trades as much per bar as ``like`` does."""
     close, tradable = series.close.cpu().numpy(), series.tradable.cpu().numpy()
-    names, paths = [], []
-    for name, baseline in BASELINES.items():
-        for path in range(NUM_RANDOM_PATHS if name == "random" else 1):
-            inputs = BaselineInputs(
-                close=close,
-                tradable=tradable,
-                rows=range(start, start + num_steps),
-                max_weight=rules.max_weight,
-                max_leverage=rules.max_leverage,
-                allow_short=rules.allow_short,
-                turnover=float(np.mean(like.turnover)),
-                rng=np.random.default_rng([seed, 2, path]),
-                fill_delay_bars=rules.latency_bars + (0 if rules.fill == "same_close" else 1),
-            )
-            names.append(name)
-            paths.append(baseline(inputs))
-    runs = simulate(series, rules, np.stack(paths, axis=1), start=start)
+    names = [name for name in BASELINES for _ in range(NUM_RANDOM_PATHS if name == "random" else 1)]
+    weights = np.empty((num_steps, len(names), series.num_assets))
+    for path, name in enumerate(names):
+        inputs = BaselineInputs(
+            close=close,
+            tradable=tradable,
+            rows=range(start, start + num_steps),
+            max_weight=rules.max_weight,
+            max_leverage=rules.max_leverage,
+            allow_short=rules.allow_short,
+            turnover=float(np.mean(like.turnover)),
+            rng=np.random.default_rng([seed, 2, path - names.index(name)]),
+            fill_delay_bars=rules.latency_bars + (0 if rules.fill == "same_close" else 1),
+        )
+        weights[:, path] = BASELINES[name](inputs)
+    runs = simulate(series, rules, weights, start=start)
     by_name = {name: run for name, run in zip(names, runs, strict=True) if name != "random"}
     chance = sorted(
         (run for name, run in zip(names, runs, strict=True) if name == "random"), key=lambda run: float(run.equity[-1])
