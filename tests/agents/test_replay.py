@@ -118,16 +118,17 @@ def test_state_of_another_shape_is_refused():
 
 
 @pytest.mark.parametrize("width", [1, 3])
-@pytest.mark.parametrize("before", [0, 8])  # the rows lie together, or go on at the start of the ring
-def test_rows_of_another_width_are_refused_and_change_nothing(width, before):
+@pytest.mark.parametrize("more", [0, 8])  # the next rows lie together, or go on at the start of the ring
+def test_rows_of_another_width_are_refused_and_change_nothing(width, more):
     buffer = ReplayBuffer(capacity=10, private_dim=2, action_dim=1)
-    buffer.extend(numbered(0, before))
-    words = buffer.state_dict()["words"]
-    wrong = numbered(before, 4)._replace(private=torch.zeros(4, width))
-    with pytest.raises(ValueError, match="another width"):
+    buffer.extend(numbered(0, 10))
+    buffer.extend(numbered(10, more))
+    before = buffer.state_dict()
+    wrong = numbered(20, 4)._replace(private=torch.zeros(4, width), next_private=torch.zeros(4, 4 - width))
+    with pytest.raises(ValueError, match=r"columns \[1, 1, 1, 2, 1, 2\]"):
         buffer.extend(wrong)
-    assert len(buffer) == before
-    assert torch.equal(buffer.state_dict()["words"], words)
+    assert buffer.position == before["position"]
+    assert torch.equal(buffer.state_dict()["words"], before["words"])
 
 
 def test_numbers_of_another_precision_are_kept_as_float32():

@@ -19,7 +19,7 @@ from benchmarks.arguments import Names
 from benchmarks.speed import forecaster, frozen, leak, off_policy, peer, replay, rollout, scaling, start
 from benchmarks.speed.__main__ import CPU_ONLY, GROUPS, main
 from benchmarks.speed.cuda import busy_share, captured_loop
-from benchmarks.speed.env import FREE, _Steps, random_walk, same_profits, tape_player
+from benchmarks.speed.env import FREE, WINDOW, _Steps, random_walk, same_profits, same_window, tape_player
 from benchmarks.speed.loops import ALGORITHMS
 from benchmarks.speed.measure import Figure, in_turn
 from benchmarks.speed.peer import PACKAGES, Peer
@@ -142,6 +142,13 @@ def test_profits_of_another_tape_do_not_agree() -> None:
     profit = float(close[33] / close[31])
     assert same_profits(series, rules, [1, 1, 0], [1.0, 1.0, profit])
     assert not same_profits(series, rules, [1, 0, 0], [1.0, 1.0, profit])
+
+
+def test_a_window_of_another_bar_does_not_agree() -> None:
+    series, rules, features = random_walk(60), MarketRules(), torch.randn(60, 2)
+    bars = range(WINDOW - 29, WINDOW + 1)  # those up to the first decision, 30 of them
+    assert same_window(series, rules, features, features[bars].tolist())
+    assert not same_window(series, rules, features, features[range(WINDOW - 30, WINDOW)].tolist())
 
 
 def test_equity_of_other_steps_does_not_agree() -> None:

@@ -1,4 +1,5 @@
 import tracemalloc
+import weakref
 from dataclasses import replace
 
 import numpy as np
@@ -123,9 +124,23 @@ def test_a_replay_does_not_depend_on_the_blocks_that_it_is_kept_in(monkeypatch, 
         np.testing.assert_array_equal(getattr(parts, name), getattr(whole, name))
 
 
+def test_what_was_taken_out_of_the_steps_is_let_go(monkeypatch):
+    monkeypatch.setattr(backtest, "BLOCK_STEPS", 2)
+    rows = backtest._Rows()
+    for number in range(4):
+        rows.append(torch.full((3,), float(number)), torch.full((3, 2), -float(number)))
+    first, second = ([weakref.ref(block[field]) for block in rows._blocks] for field in range(2))
+    fields = rows.taken_out()
+    np.testing.assert_array_equal(next(fields)[:, 0], [0.0, 1.0, 2.0, 3.0])
+    assert [ref() for ref in first] == [None, None]
+    np.testing.assert_array_equal(next(fields)[:, 0, 1], [0.0, -1.0, -2.0, -3.0])
+    assert [ref() for ref in second] == [None, None]
+    assert list(fields) == []
+
+
 def test_the_steps_of_many_paths_are_held_once(monkeypatch):
     monkeypatch.setattr(backtest, "BLOCK_STEPS", 100)
-    steps, paths = 1000, 50
+    steps, paths = 1000, 200
     close = 100.0 * np.exp(np.random.default_rng(4).normal(0.0, 0.01, (steps + 1, 1)).cumsum(axis=0))
     weights = np.random.default_rng(5).uniform(-0.5, 0.5, (steps, paths, 1))
     tracemalloc.start()

@@ -1,6 +1,5 @@
 """Steps that do not fit memory are taken in parts, and what is learned stays the same."""
 
-import gc
 import logging
 import weakref
 from collections.abc import Callable
@@ -248,7 +247,6 @@ def test_targets_are_let_go_before_the_verdict(trained, tmp_path, monkeypatch):
         return targets
 
     def watched_verdict(*arguments):
-        gc.collect()
         assert [ref() for ref in alive] == [None]
         return judge(*arguments)
 

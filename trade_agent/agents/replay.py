@@ -47,11 +47,10 @@ class ReplayBuffer:
         copies: int = 1,
         device: torch.device | str = "cpu",
     ) -> None:
-        self.private_dim, self.action_dim, self.copies = private_dim, action_dim, copies
+        self.copies, self._widths = copies, (private_dim, action_dim, private_dim)
         self.capacity = capacity = capacity * copies
         self.position, self.size = 0, 0
-        width = 3 + 2 * private_dim + action_dim
-        self._words = torch.zeros(capacity, width, dtype=torch.int32, device=device)
+        self._words = torch.zeros(capacity, 3 + sum(self._widths), dtype=torch.int32, device=device)
         self._floats = self._words.view(torch.float32)
 
     def __len__(self) -> int:
@@ -77,8 +76,9 @@ class ReplayBuffer:
         # One kernel writes whole rows. In it integers are the floats of the same bits: a conversion would change them.
         column = [words.unsqueeze(1) for words in (t.int().view(torch.float32), signed.view(torch.float32), reward)]
         columns = [part.float() for part in (*column, private, action, next_private)]
-        if sum(part.shape[1] for part in columns) != self._words.shape[1]:
-            raise ValueError(f"transitions of another width: {[list(part.shape) for part in columns]}")
+        given, wanted = [part.shape[1] for part in columns], [1, 1, 1, *self._widths]
+        if given != wanted:
+            raise ValueError(f"transitions have columns {given}, the replay buffer holds columns {wanted}")
         end = self.position + rows
         if end <= self.capacity:
             torch.cat(columns, dim=1, out=self._floats[self.position : end])
@@ -97,13 +97,12 @@ class ReplayBuffer:
         )
         index = own_rows(index, copies)
         t, private, action, reward, packed, next_private = self._split(self._words.index_select(0, index))
-        # signbit is three times faster than packed < 0.
+        # signbit is faster than packed < 0.
         return Transitions(t, private, action, reward, packed.signbit(), next_private, packed.abs())
 
     def _split(self, words: Tensor) -> tuple[Tensor, ...]:
         """Columns as views, in the order of the fields; steps and termination still in one word."""
-        widths = (3, self.private_dim, self.action_dim, self.private_dim)
-        head, private, action, next_private = words.view(torch.float32).split(widths, dim=1)
+        head, private, action, next_private = words.view(torch.float32).split((3, *self._widths), dim=1)
         return words.select(1, 0), private, action, head.select(1, 2), words.select(1, 1), next_private
 
     def state_dict(self) -> dict[str, Any]:

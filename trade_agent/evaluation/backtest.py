@@ -148,7 +148,7 @@ class _Rows:
             self._close_block()
 
     def taken_out(self) -> Iterator[NDArray[Any]]:
-        """[S, N, ...] of one of the tensors of a step after the other; each is let go here, for all are large."""
+        """[S, N, ...] of each of the tensors of a step, in turn. Reads once: what was handed out is no longer held."""
         if self._steps:
             self._close_block()
         fields = [list(blocks) for blocks in zip(*self._blocks, strict=True)]
@@ -182,8 +182,7 @@ def _run(
         cost = result.cost + result.financing
         rows.append(result.equity, result.weights, target_weights(rules, action), result.turnover, cost)
         ruined = ruined | result.terminated
-    by_path = ([values[:, n].copy() for n in range(num_paths)] for values in rows.taken_out())
-    equity, weights, targets, turnover, costs = by_path
+    equity, weights, targets, turnover, costs = map(_by_path, rows.taken_out())
     return [
         Backtest(
             equity=np.concatenate((begun[n : n + 1], equity[n])),
@@ -197,6 +196,11 @@ def _run(
         )
         for n in range(num_paths)
     ]
+
+
+def _by_path(values: NDArray[Any]) -> list[NDArray[Any]]:
+    """[S, N, ...] -> N arrays [S, ...] of their own."""
+    return [np.ascontiguousarray(values[:, path]) for path in range(values.shape[1])]
 
 
 def _actions(rules: MarketRules, weights: Floats) -> Floats:

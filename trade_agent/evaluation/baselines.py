@@ -222,11 +222,11 @@ def _linear(inputs: ForecastInputs, lags: int, penalty: float) -> ForecastSeries
     model = Ridge(alpha=penalty * len(train_y), copy_X=False).fit(train_x, train_y)
     residual = float(np.std(train_y - model.predict(train_x)))
     del train_x
-    # A missing lag is set to its mean, so the forecast falls back towards the historical mean.
     x = _lags(returns, newest[inputs.rows.start : inputs.rows.stop], lags)
     x -= centre
     x /= scale
-    expected = model.predict(np.nan_to_num(x, copy=False)).astype(np.float64)
+    x[np.isnan(x)] = 0.0  # a missing lag is set to its mean, so the forecast falls back towards the historical mean
+    expected = model.predict(x).astype(np.float64)
     normal = NormalDist(sigma=max(residual, 1e-300))
     return ForecastSeries(np.array([normal.cdf(value) for value in expected]), expected)
 

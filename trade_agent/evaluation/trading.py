@@ -149,9 +149,9 @@ def baseline_backtests(
 ) -> dict[str, Backtest]:
     """Every baseline over the same bars; ``random`` trades as much per bar as ``like`` does."""
     close, tradable = series.close.cpu().numpy(), series.tradable.cpu().numpy()
-    names = [name for name in BASELINES for _ in range(NUM_RANDOM_PATHS if name == "random" else 1)]
-    weights = np.empty((num_steps, len(names), series.num_assets))
-    for path, name in enumerate(names):
+    draws = [(name, draw) for name in BASELINES for draw in range(NUM_RANDOM_PATHS if name == "random" else 1)]
+    weights = np.empty((num_steps, len(draws), series.num_assets))
+    for path, (name, draw) in enumerate(draws):
         inputs = BaselineInputs(
             close=close,
             tradable=tradable,
@@ -160,13 +160,14 @@ def baseline_backtests(
             max_leverage=rules.max_leverage,
             allow_short=rules.allow_short,
             turnover=float(np.mean(like.turnover)),
-            rng=np.random.default_rng([seed, 2, path - names.index(name)]),
+            rng=np.random.default_rng([seed, 2, draw]),
             fill_delay_bars=rules.latency_bars + (0 if rules.fill == "same_close" else 1),
         )
         weights[:, path] = BASELINES[name](inputs)
     runs = simulate(series, rules, weights, start=start)
-    by_name = {name: run for name, run in zip(names, runs, strict=True) if name != "random"}
+    by_name = {name: run for (name, _), run in zip(draws, runs, strict=True) if name != "random"}
     chance = sorted(
-        (run for name, run in zip(names, runs, strict=True) if name == "random"), key=lambda run: float(run.equity[-1])
+        (run for (name, _), run in zip(draws, runs, strict=True) if name == "random"),
+        key=lambda run: float(run.equity[-1]),
     )
     return {**by_name, "random": chance[len(chance) // 2]}
