@@ -72,13 +72,19 @@ class ReplayBuffer:
                 "raise the buffer's capacity or lower the number of environments",
             )
         t, private, action, reward, terminated, next_private, steps = transitions
+        if (private.shape[1], action.shape[1], next_private.shape[1]) != self._widths:
+            given = f"{private.shape[1]}, {action.shape[1]} and {next_private.shape[1]}"
+            raise ValueError(f"transitions with {given} columns do not fit a replay buffer with {self._widths}")
         signed = torch.where(terminated, -steps, steps).int()
         # One kernel writes whole rows. In it integers are the floats of the same bits: a conversion would change them.
-        column = [words.unsqueeze(1) for words in (t.int().view(torch.float32), signed.view(torch.float32), reward)]
-        columns = [part.float() for part in (*column, private, action, next_private)]
-        given, wanted = [part.shape[1] for part in columns], [1, 1, 1, *self._widths]
-        if given != wanted:
-            raise ValueError(f"transitions have columns {given}, the replay buffer holds columns {wanted}")
+        columns = (
+            t.int().view(torch.float32).unsqueeze(1),
+            signed.view(torch.float32).unsqueeze(1),
+            reward.float().unsqueeze(1),
+            private.float(),
+            action.float(),
+            next_private.float(),
+        )
         end = self.position + rows
         if end <= self.capacity:
             torch.cat(columns, dim=1, out=self._floats[self.position : end])
