@@ -252,7 +252,7 @@ def test_replay_buffers_hand_out_the_same_rows(
 ) -> None:
     monkeypatch.setattr(replay, "ROUNDS", 2)
     replay.measure(1, CPU)
-    plain, tensordict = lines_of(capsys)
+    plain, tensordict, _ = lines_of(capsys)
     assert plain["agrees"] is tensordict["agrees"] is True
     assert plain["ratio"] > 0.0
 
