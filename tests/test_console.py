@@ -1,10 +1,13 @@
-"""What wrong input leaves behind."""
+"""What wrong input prints and leaves behind."""
 
 from pathlib import Path
 
 import pytest
+from hydra import compose, initialize_config_dir
 
-from trade_agent.console import hydra_job
+from trade_agent.config.load import conf_dir
+from trade_agent.config.store import register_schemas
+from trade_agent.console import exit_code_of, hydra_job
 from trade_agent.errors import ConfigError
 from trade_agent.safe_io.locks import RUN
 
@@ -25,3 +28,24 @@ def test_wrong_input_leaves_no_run_folder_but_never_removes_the_working_director
     assert ended.value.code == 2
     assert work.is_dir()
     assert (work / folder / ".hydra").is_dir() is stays
+
+
+def test_a_choice_that_hydra_cannot_find_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    register_schemas()
+
+    def run() -> None:
+        with initialize_config_dir(str(conf_dir())):
+            compose("train", ["stage=rl", "model=saac"])
+
+    assert exit_code_of(run) == 2
+    assert (
+        capsys.readouterr().err == "error: model=saac is not a choice; use one of cnn_lstm, ensemble, ppo, sac, td3\n"
+    )
+
+
+def test_a_file_that_cannot_be_read_is_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert exit_code_of((tmp_path / "none").read_text) == 2
+    line = capsys.readouterr().err
+    assert line.startswith("error: ")
+    assert str(tmp_path / "none") in line
+    assert line.count("\n") == 1

@@ -29,9 +29,6 @@ def exit_code_of(run: Callable[[], object]) -> int:
         # The reader of our output went away (`| head`): nobody is there to be told, but what was asked for is not done.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_FAILED
-    except OSError as error:
-        # A run that has begun reports its own; this one could not even start.
-        return report(ConfigError(str(error), "check the folders and files that the command names"))
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
@@ -41,14 +38,18 @@ def exit_code_of(run: Callable[[], object]) -> int:
 
 
 def _report_other(error: Exception) -> int:
-    """Report an error of Hydra, or a defect. Hydra is imported here: commands that need no config start without it."""
+    """Report an error of Hydra or of a file, or a defect. Hydra is imported here: commands that need no config start
+    without it."""
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
     from trade_agent.config.load import explain
 
-    if isinstance(error, HydraException | OmegaConfBaseException):
+    if isinstance(error, HydraException | OmegaConfBaseException):  # first: one of Hydra's is an OSError
         return report(explain(error))
+    if isinstance(error, OSError):
+        # A run that has begun reports its own; this one could not even start.
+        return report(ConfigError(str(error), "check the folders and files that the command names"))
     traceback.print_exception(error)
     return EXIT_FAILED
 
