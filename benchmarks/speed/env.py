@@ -27,13 +27,8 @@ WINDOW = 30
 UNROLLED = 4
 ACCOUNTS = {"cpu": 4096, "cuda": 2**18}
 TAPE = {"cpu": 4_000_000, "cuda": 400_000_000}  # account steps in one run
-FREE: dict[str, Any] = {
-    "commission_bps": 0.0,
-    "half_spread_bps": 0.0,
-    "slippage_bps": 0.0,
-    "borrow_rate": 0.0,
-    "financing_rate": 0.0,
-}
+COSTS = ("commission_bps", "half_spread_bps", "slippage_bps", "borrow_rate", "financing_rate")
+FREE: dict[str, Any] = dict.fromkeys(COSTS, 0.0)
 
 
 def random_walk(num_bars: int, device: torch.device | str = "cpu") -> MarketSeries:
