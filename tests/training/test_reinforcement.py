@@ -251,8 +251,8 @@ def run_off_policy(
     return env_steps, replay, agent
 
 
-def stored(replay: ReplayBuffer) -> Any:
-    return Transitions(*replay._split(replay._words[: len(replay)]))
+def stored(replay: ReplayBuffer) -> Transitions:
+    return replay._taken(torch.arange(len(replay)))
 
 
 @pytest.mark.parametrize(
@@ -312,7 +312,8 @@ def test_several_steps_of_the_loop_are_those_of_the_market(make_market: MakeMark
     _, several, agent = run_off_policy(make_market(), recorder, n_step=3, **last_only)
     one, three = stored(single), stored(several)
     assert len(several) == 120 - 2 * 6  # two steps of each environment are under way at the end
-    steps = three.terminated.abs()  # steps and termination share a word
+    steps = three.steps
+    assert isinstance(steps, torch.Tensor)
     assert set(steps.tolist()) == {1, 2, 3}
     bars = one.t.view(-1, 6)
     for row in range(len(several)):

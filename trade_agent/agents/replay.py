@@ -19,7 +19,7 @@ class Transitions(NamedTuple):
     reward: Tensor  # [B] float32, discounted sum over the steps
     terminated: Tensor  # [B] bool
     next_private: Tensor  # [B, K] float32, at bar t + steps, before any reset
-    steps: Tensor | int = 1  # [B] int32 bars to the next observation, or one number for all rows; see agents/n_step.py
+    steps: Tensor | int = 1  # [B] int32 bars to the next observation, or one number for all rows, up to 32,767
 
 
 def own_rows(index: Tensor, copies: int) -> Tensor:
@@ -29,11 +29,10 @@ def own_rows(index: Tensor, copies: int) -> Tensor:
 
 
 class ReplayBuffer:
-    """A transition is one row of 4-byte words: t | steps | reward | private | action | next private.
+    """A ring in four columns of C rows: t, steps, terminated, and one table of the numbers, reward | private | action |
+    next private, so that one gather serves them all.
 
-    That is 4 (3 + 2K + A) bytes: 64 with K = 6 and A = 1. The word of steps is negative where the last of them was
-    terminated. One gather serves a whole batch. Integers and floats are views of the same words and only ever copied,
-    so that no arithmetic can touch an index.
+    That is 4 + 2 + 1 + 4 (1 + 2K + A) bytes a transition: 63 with K = 6 and A = 1.
 
     copies: agents whose rows take turns, see agents/copies.py; there is room for ``capacity`` rows of each.
     """
@@ -50,15 +49,19 @@ class ReplayBuffer:
         self.copies, self._widths = copies, (private_dim, action_dim, private_dim)
         self.capacity = capacity = capacity * copies
         self.position, self.size = 0, 0
-        self._words = torch.zeros(capacity, 3 + sum(self._widths), dtype=torch.int32, device=device)
-        self._floats = self._words.view(torch.float32)
+        self._columns = {
+            "t": torch.zeros(capacity, dtype=torch.int32, device=device),
+            "steps": torch.zeros(capacity, dtype=torch.int16, device=device),
+            "terminated": torch.zeros(capacity, dtype=torch.bool, device=device),
+            "numbers": torch.zeros(capacity, 1 + sum(self._widths), device=device),
+        }
 
     def __len__(self) -> int:
         return self.size
 
     @property
     def bytes_per_transition(self) -> int:
-        return 4 * self._words.shape[1]
+        return sum(column[0].nbytes for column in self._columns.values())
 
     def extend(self, transitions: Transitions) -> None:
         """Adds N transitions in order, over the oldest ones when full, their numbers as float32.
@@ -71,58 +74,58 @@ class ReplayBuffer:
                 f"{rows} transitions do not fit a replay buffer of capacity {self.capacity}",
                 "raise the buffer's capacity or lower the number of environments",
             )
-        t, private, action, reward, terminated, next_private, steps = transitions
-        if (private.shape[1], action.shape[1], next_private.shape[1]) != self._widths:
-            given = f"{private.shape[1]}, {action.shape[1]} and {next_private.shape[1]}"
+        widths = (transitions.private.shape[1], transitions.action.shape[1], transitions.next_private.shape[1])
+        if widths != self._widths:
+            given = f"{widths[0]}, {widths[1]} and {widths[2]}"
             raise ValueError(f"transitions with {given} columns do not fit a replay buffer with {self._widths}")
-        signed = torch.where(terminated, -steps, steps).int()
-        # One kernel writes whole rows. In it integers are the floats of the same bits: a conversion would change them.
-        columns = (
-            t.int().view(torch.float32).unsqueeze(1),
-            signed.view(torch.float32).unsqueeze(1),
-            reward.float().unsqueeze(1),
-            private.float(),
-            action.float(),
-            next_private.float(),
-        )
         end = self.position + rows
         if end <= self.capacity:
-            torch.cat(columns, dim=1, out=self._floats[self.position : end])
+            self._write(slice(self.position, end), transitions)
         else:
-            packed, head = torch.cat(columns, dim=1), self.capacity - self.position
-            self._floats[self.position :], self._floats[: rows - head] = packed[:head], packed[head:]
-        self.position = (self.position + rows) % self.capacity
+            head = self.capacity - self.position
+            self._write(slice(self.position, self.capacity), _part(transitions, slice(head)))
+            self._write(slice(rows - head), _part(transitions, slice(head, rows)))
+        self.position = end % self.capacity
         self.size = min(self.size + rows, self.capacity)
+
+    def _write(self, place: slice, transitions: Transitions) -> None:
+        t, private, action, reward, terminated, next_private, steps = transitions
+        columns = self._columns
+        torch.cat((reward.unsqueeze(1), private, action, next_private), dim=1, out=columns["numbers"][place])
+        columns["t"][place], columns["steps"][place], columns["terminated"][place] = t, steps, terminated
 
     def sample(self, batch_size: int, generator: torch.Generator) -> Transitions:
         """``batch_size`` transitions for each copy, uniform with replacement among its own. ``generator`` is of the
         buffer's device."""
-        copies = self.copies
-        index = torch.randint(
-            self.size // copies, (batch_size * copies,), generator=generator, device=self._words.device
-        )
-        index = own_rows(index, copies)
-        t, private, action, reward, packed, next_private = self._split(self._words.index_select(0, index))
-        # signbit is faster than packed < 0.
-        return Transitions(t, private, action, reward, packed.signbit(), next_private, packed.abs())
+        rows = self.size // self.copies
+        index = torch.randint(rows, (batch_size * self.copies,), generator=generator, device=generator.device)
+        return self._taken(own_rows(index, self.copies))
 
-    def _split(self, words: Tensor) -> tuple[Tensor, ...]:
-        """Columns as views, in the order of the fields; steps and termination still in one word."""
-        head, private, action, next_private = words.view(torch.float32).split((3, *self._widths), dim=1)
-        return words.select(1, 0), private, action, head.select(1, 2), words.select(1, 1), next_private
+    def _taken(self, index: Tensor) -> Transitions:
+        t, steps, terminated, numbers = [column.index_select(0, index) for column in self._columns.values()]
+        reward, private, action, next_private = numbers.split_with_sizes((1, *self._widths), dim=1)
+        return Transitions(t, private, action, reward.select(1, 0), terminated, next_private, steps.int())
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain values and one tensor of the filled rows, for resuming a run."""
-        return {"words": self._words[: self.size].clone(), "position": self.position, "capacity": self.capacity}
+        """Plain values and the filled rows, for resuming a run."""
+        rows = {name: column[: self.size].clone() for name, column in self._columns.items()}
+        return {"rows": rows, "position": self.position, "capacity": self.capacity}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Raises CheckpointError when the stored buffer has another capacity or row width."""
-        words = state["words"]
-        if state["capacity"] != self.capacity or words.shape[1] != self._words.shape[1]:
+        rows, width = state["rows"], self._columns["numbers"].shape[1]
+        if state["capacity"] != self.capacity or rows["numbers"].shape[1] != width:
             raise CheckpointError(
-                f"the stored replay buffer has capacity {state['capacity']} and {words.shape[1]} words a row, "
-                f"this one {self.capacity} and {self._words.shape[1]}",
+                f"the stored replay buffer has capacity {state['capacity']} and {rows['numbers'].shape[1]} numbers a "
+                f"row, this one {self.capacity} and {width}",
                 "resume with the settings of the run that wrote it",
             )
-        self._words[: len(words)] = words.to(self._words.device)
-        self.position, self.size = int(state["position"]), len(words)
+        self.position, self.size = int(state["position"]), len(rows["t"])
+        for name, column in self._columns.items():
+            column[: self.size] = rows[name].to(column.device)
+
+
+def _part(transitions: Transitions, rows: slice) -> Transitions:
+    steps = transitions.steps
+    rest = Transitions(*(column[rows] for column in transitions[:-1]))
+    return rest._replace(steps=steps if isinstance(steps, int) else steps[rows])
