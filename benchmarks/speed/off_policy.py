@@ -107,7 +107,7 @@ def measure_updates(
         sides = [(Learner(fused, data.observe), "", targets), (Learner(agent, data.observe), ", eager", (None, None))]
         first_run(figure, partial(updates, sides[0][0]))
         fused.load_state_dict(agent.state_dict())
-        as_eager = objectives_agree(agent, fused, data)
+        as_eager = gradients_agree(agent, fused, data)
     with (
         reported_if_missing(f"{figure}, against Stable-Baselines3", "Stable-Baselines3"),
         tempfile.TemporaryDirectory() as folder,
@@ -125,12 +125,20 @@ def measure_updates(
         _line(figure, way, side, other, "TorchRL loss module", target, as_torchrl and as_eager, device)
 
 
-def objectives_agree(agent: SAC | TD3, fused: SAC | TD3, data: Data) -> bool:
-    """What is minimised, of one batch, as it is and compiled; of two updates, for TD3's actor has its turn in one."""
+def gradients_agree(agent: SAC | TD3, fused: SAC | TD3, data: Data) -> bool:
+    """Losses and gradients of one batch, as it is and compiled; of two updates, for TD3's actor has its turn in one."""
     batch = agent.prepare(data.batch(BATCH))
-    pairs = []
+    pairs: list[tuple[Tensor, Tensor]] = []
     for _ in range(2):
-        pairs.append((fused.objective(batch)[0], agent.objective(batch)[0]))
+        for each in (fused, agent):
+            each.optimizer.zero_grad()
+        mine, other = fused.backward(batch), agent.backward(batch)
+        pairs += ((mine[name], other[name]) for name in other)
+        for parameter, like in zip(fused.parameters(), agent.parameters(), strict=True):
+            if parameter.grad is not None and like.grad is not None:
+                pairs.append((parameter.grad, like.grad))
+            elif parameter.grad is not like.grad:
+                return False
         fused.count()
         agent.count()
     return all(torch.allclose(mine, other, rtol=1e-5, atol=1e-5) for mine, other in pairs)

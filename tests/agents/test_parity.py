@@ -105,21 +105,12 @@ def test_compiled_ppo(policy):
         "value_target": torch.randn(64),
     }
     batch = agent.prepare(TensorDict(fields, batch_size=[64]))
-    plain, metrics = agent.objective(batch)
-    plain.backward()
-    expected = [parameter.grad.clone() for parameter in agent.parameters()]
-    agent.optimizer.zero_grad()
+    expected = gradients(agent, batch)
     agent.fuse()
     torch.manual_seed(2)
     assert_close(agent.act(observation, deterministic=False), act, atol=1e-6, rtol=1e-5)
     assert torch.equal(torch.rand(1), following)  # as many random numbers were drawn
-    compiled, seen = agent.objective(batch)
-    compiled.backward()
-    assert_close(compiled, plain, atol=1e-6, rtol=1e-5)
-    for name in metrics:
-        assert_close(seen[name], metrics[name], atol=1e-6, rtol=1e-5)
-    for parameter, gradient in zip(agent.parameters(), expected, strict=True):
-        assert_close(parameter.grad, gradient, atol=1e-6, rtol=1e-4)
+    same_gradients(gradients(agent, batch), expected)
 
 
 @pytest.mark.slow
@@ -130,20 +121,35 @@ def test_compiled_critics(agent_class, layer_norm, transitions):
     agent = agent_class(observation_dim=5, action_dim=2, hidden_dims=(32, 32), layer_norm=layer_norm)
     perturb(agent.target_critic)
     batch = agent.prepare(transitions())
-
-    def gradients():
-        """Of two updates: in the second one TD3's actor has its turn."""
-        for _ in range(2):
-            agent.optimizer.zero_grad()
-            total, metrics = agent.objective(batch)
-            total.backward()
-            yield total, metrics, [parameter.grad for parameter in agent.parameters() if parameter.requires_grad]
-            agent.count()
-
-    plain = list(gradients())
+    expected = gradients(agent, batch)
     agent.fuse()
-    for (total, metrics, grads), (expected, others, like) in zip(gradients(), plain, strict=True):
-        assert_close(total, expected, atol=1e-6, rtol=1e-5)
+    same_gradients(gradients(agent, batch), expected)
+
+
+def gradients(agent, batch):
+    """Metrics and gradients of two updates, for TD3's actor has its turn in the second one: of the whole batch; then
+    of two parts of it, the observation coming from an encoder that has a loss of its own."""
+    encoder = torch.nn.Parameter(torch.eye(5))
+    seen = []
+    for _ in range(2):
+        for parts in ((batch,), batch.split(40)):
+            agent.optimizer.zero_grad()
+            encoder.grad = None
+            for part in parts:
+                share, extra_loss = len(part) / len(batch), None
+                if len(parts) > 1:
+                    part = part.copy()
+                    part["observation"] = part["observation"] @ encoder
+                    extra_loss = share * part["observation"].square().mean()
+                metrics = agent.backward(part, share=share, extra_loss=extra_loss)
+            trained = [encoder, *(parameter for parameter in agent.parameters() if parameter.requires_grad)]
+            seen.append((metrics, [None if one.grad is None else one.grad.clone() for one in trained]))
+        agent.count()
+    return seen
+
+
+def same_gradients(seen, expected):
+    for (metrics, grads), (others, like) in zip(seen, expected, strict=True):
         assert_close(metrics, others, atol=1e-6, rtol=1e-5)
         assert [grad is None for grad in grads] == [grad is None for grad in like]
         for mine, other in zip(grads, like, strict=True):

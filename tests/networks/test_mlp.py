@@ -2,11 +2,10 @@ import math
 
 import pytest
 import torch
-from torch.nn import functional as F
 from torch.testing import assert_close
 
 from trade_agent.errors import ConfigError
-from trade_agent.networks.mlp import StackedMLP, _FloatMasked, build_mlp, orthogonal_init
+from trade_agent.networks.mlp import StackedMLP, build_mlp, orthogonal_init
 
 
 def test_mlp_has_the_layers_it_was_asked_for():
@@ -73,12 +72,3 @@ def test_frozen_stops_at_the_weights_and_not_at_the_input():
     assert inputs.grad is not None
     assert inputs.grad.abs().sum() > 0
     assert all(parameter.grad is None for parameter in stacked.parameters())
-
-
-def test_the_relu_that_is_compiled_is_that_of_pytorch():
-    inputs = torch.tensor([-2.0, -0.0, 0.0, 0.5, 3.0, math.inf], requires_grad=True)
-    gradient = torch.tensor([1.0, 2.0, 3.0, 4.0, -5.0, 6.0])
-    outputs = _FloatMasked.apply(inputs)
-    outputs.backward(gradient)
-    assert torch.equal(outputs, F.relu(inputs))
-    assert torch.equal(inputs.grad, torch.tensor([0.0, 0.0, 0.0, 4.0, -5.0, 6.0]))

@@ -14,10 +14,6 @@ from torch import Tensor, nn
 from trade_agent.agents.normalisers import ObservationNormaliser, RewardNormaliser
 from trade_agent.agents.processes import Processes
 
-# Options of torch.compile. Random numbers are those that PyTorch draws without compiling. On a CPU its tanh takes five
-# times as long as an exponential; 2 / (1 + exp(-2x)) - 1 is off by 2e-7 at most.
-FUSED: dict[str, Any] = {"fallback_random": True, "cpp.use_decompose_tanh": True}
-
 GradientHook = Callable[[Sequence[nn.Parameter]], None]
 
 
@@ -38,8 +34,8 @@ class Agent(Protocol):
     there only tensors change, in place, and updates with the same ``turn`` run the same operations: they can be
     captured in a CUDA graph. What Python keeps of an update that was made is for ``count``.
 
-    ``fuse`` compiles what lies between the products of the networks. The random numbers are the same, and results are
-    equal up to rounding. Kernels are built at the first use with each size of a batch: 8 to 60 seconds, and on a CPU a
+    ``fuse`` compiles ``backward``, and of PPO ``act``. The random numbers are the same, and results are equal up to
+    rounding. Kernels are built at the first use with each size of a batch: 8 to 60 seconds, and on a CPU a
     C++ compiler.
 
     Gradients that run into ``batch["observation"]`` are left in the leaves behind it (an encoder), whose optimizer

@@ -12,7 +12,6 @@ from tensordict import TensorDict
 from torch import Tensor, nn
 
 from trade_agent.agents.base import (
-    FUSED,
     Action,
     GradientHook,
     backward_share,
@@ -20,6 +19,7 @@ from trade_agent.agents.base import (
     constructor_values,
     make_adam,
 )
+from trade_agent.agents.fused import FUSED, fused_backward
 from trade_agent.agents.normalisers import ObservationNormaliser, RewardNormaliser
 from trade_agent.agents.policies import Distribution, build_policy, policy_action, policy_outputs
 from trade_agent.agents.processes import Alone, Processes
@@ -159,9 +159,9 @@ class PPO(nn.Module):
         return total, metrics
 
     def fuse(self) -> None:
-        """Compile rollouts and losses."""
+        """Compile rollouts, and losses with their gradients."""
         self._explore = torch.compile(self._explore, dynamic=False, options=FUSED)  # type: ignore[method-assign]
-        self.objective = torch.compile(self.objective, dynamic=False, options=FUSED)  # type: ignore[method-assign]
+        self.backward = fused_backward(self, self.objective, self._trained)  # type: ignore[method-assign]
 
     def backward(self, batch: TensorDict, *, share: float = 1.0, extra_loss: Tensor | None = None) -> dict[str, Tensor]:
         """Gradients of both networks."""

@@ -15,7 +15,6 @@ from tensordict import TensorDict
 from torch import Tensor, nn
 
 from trade_agent.agents.base import (
-    FUSED,
     Action,
     GradientHook,
     backward_share,
@@ -26,6 +25,7 @@ from trade_agent.agents.base import (
     soft_update,
     td_target,
 )
+from trade_agent.agents.fused import fused_backward
 from trade_agent.agents.normalisers import ObservationNormaliser, RewardNormaliser
 from trade_agent.agents.policies import StateStdPolicy, policy_action, raw_action, squashed_log_prob
 from trade_agent.agents.processes import Alone, Processes
@@ -185,8 +185,8 @@ class SAC(nn.Module):
         return losses.actor + losses.critic + losses.alpha, metrics
 
     def fuse(self) -> None:
-        """Compile the losses."""
-        self.objective = torch.compile(self.objective, dynamic=False, options=FUSED)  # type: ignore[method-assign]
+        """Compile losses and gradients."""
+        self.backward = fused_backward(self, self.objective, self._trained)  # type: ignore[method-assign]
 
     def backward(self, batch: TensorDict, *, share: float = 1.0, extra_loss: Tensor | None = None) -> dict[str, Tensor]:
         """Gradients of actor, critics and temperature."""

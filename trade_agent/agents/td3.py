@@ -7,6 +7,7 @@ agents/base.py.
 
 import copy
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,7 +15,6 @@ from tensordict import TensorDict
 from torch import Tensor, nn
 
 from trade_agent.agents.base import (
-    FUSED,
     Action,
     GradientHook,
     backward_share,
@@ -25,6 +25,7 @@ from trade_agent.agents.base import (
     soft_update,
     td_target,
 )
+from trade_agent.agents.fused import fused_backward
 from trade_agent.agents.normalisers import ObservationNormaliser, RewardNormaliser
 from trade_agent.agents.processes import Alone, Processes
 from trade_agent.networks.mlp import StackedMLP, build_mlp
@@ -175,8 +176,16 @@ class TD3(nn.Module):
         return total, metrics
 
     def fuse(self) -> None:
-        """Compile the losses: one graph for updates of the critics, one for those of the actor, too."""
-        self._objective = torch.compile(self._objective, dynamic=False, options=FUSED)  # type: ignore[method-assign]
+        """Compile losses and gradients: one graph for updates of the critics, one for those of the actor, too."""
+        both, critics = (
+            fused_backward(self, partial(self._objective, turn=turn), parameters)
+            for turn, parameters in ((True, self._trained), (False, list(self.critic.parameters())))
+        )
+
+        def backward(batch: TensorDict, **settings: Any) -> dict[str, Tensor]:
+            return (both if self.turn else critics)(batch, **settings)
+
+        self.backward = backward  # type: ignore[method-assign]
 
     def backward(self, batch: TensorDict, *, share: float = 1.0, extra_loss: Tensor | None = None) -> dict[str, Tensor]:
         """Gradients of what ``objective`` sums up."""

@@ -4,8 +4,8 @@ Shapes: B rows of a batch, M members, I inputs, O outputs. NaN inputs give NaN o
 """
 
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -13,39 +13,9 @@ from torch.nn import functional as F
 
 from trade_agent.errors import ConfigError
 
-
-class _FloatMasked(torch.autograd.Function):
-    """ReLU whose backward pass multiplies by the sign of the output. A gradient that is not finite stays so where the
-    output is 0. Not for vmap: stacks of copies are not compiled."""
-
-    @staticmethod
-    def forward(ctx: Any, inputs: Tensor) -> Tensor:
-        outputs = inputs.relu()
-        ctx.save_for_backward(outputs)
-        return outputs
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        (outputs,) = ctx.saved_tensors
-        return gradient * outputs.sign()
-
-
-class ReLU(nn.Module):
-    """max(x, 0), in place: what precedes it here (a linear layer, LayerNorm) does not need its own output to go
-    backward.
-
-    Compiled, PyTorch's own stores a mask of bools for the backward pass, which is slow to write on a CPU; the outputs
-    are kept anyway, and their sign is that mask.
-    """
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        if torch.compiler.is_compiling():
-            return _FloatMasked.apply(inputs)  # type: ignore[no-any-return, no-untyped-call]
-        return F.relu(inputs, inplace=True)
-
-
-ACTIVATIONS: dict[str, type[nn.Module]] = {
-    "relu": ReLU,
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    # In place: what precedes it here (a linear layer, LayerNorm) does not need its own output to go backward.
+    "relu": partial(nn.ReLU, inplace=True),
     "tanh": nn.Tanh,
     "elu": nn.ELU,
     "silu": nn.SiLU,
