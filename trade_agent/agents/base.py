@@ -104,11 +104,13 @@ def transition_batch(
     next_observation: Tensor,
     terminated: Tensor,
     steps: Tensor | None = None,
+    **others: Tensor,
 ) -> TensorDict:
     """The TorchRL layout of a batch of transitions: observation [B, O], action [B, A], reward and terminated [B].
 
     ``done`` equals ``terminated`` here: what was truncated goes on at the next bar, and its target is bootstrapped.
-    ``steps`` [B] is how many steps a reward sums up, each discounted; without it that is one.
+    ``steps`` [B] is how many steps a reward sums up, each discounted; without it that is one. ``others`` [B, ...] stay
+    under their names.
     """
     terminated = terminated.bool().unsqueeze(1)
     following = {
@@ -118,6 +120,7 @@ def transition_batch(
         "done": terminated,
     }
     fields = {"observation": observation, "action": action, "next": TensorDict(following, batch_size=[len(action)])}
+    fields |= others
     if steps is not None:
         fields["steps_to_next_obs"] = steps.unsqueeze(1)
     return TensorDict(fields, batch_size=[len(action)])

@@ -96,16 +96,16 @@ def observed(batch: TensorDict, observe: Observe) -> TensorDict:
         batch = batch.copy()
         batch["observation"] = observe(batch["t"].long(), batch["private"])
         return batch
+    fields = dict(batch.items())
+    steps = fields.pop("steps")
     with torch.no_grad():
-        following = observe(batch["t"] + batch["steps"], batch["next_private"])
-    whole = transition_batch(
-        observation=observe(batch["t"], batch["private"]),
-        action=batch["action"],
-        reward=batch["reward"],
+        following = observe(fields["t"] + steps, fields.pop("next_private"))
+    return transition_batch(
+        observation=observe(fields["t"], fields.pop("private")),
+        action=fields.pop("action"),
+        reward=fields.pop("reward"),
         next_observation=following,
-        terminated=batch["terminated"],
-        steps=batch["steps"],
+        terminated=fields.pop("terminated"),
+        steps=steps,
+        **fields,  # the bar, and what the agent prepared
     )
-    for name in batch.keys() - {"action", "reward", "terminated", "steps", "private", "next_private"}:
-        whole[name] = batch[name]  # the bar, and what the agent prepared
-    return whole
