@@ -1,7 +1,5 @@
 """Our losses, gradients and target updates against TorchRL's, on the same weights, batch and noise."""
 
-import shutil
-
 import pytest
 import torch
 from tensordict import TensorDict
@@ -86,75 +84,6 @@ def test_td3(transitions):
     (expected["loss_qvalue"] + expected["loss_actor"]).backward()
     assert_critic_gradients(agent, loss)
     assert_same_gradients(agent.actor, loss.actor_network_params["module"])
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
-@pytest.mark.parametrize("policy", ["gaussian", "beta", "categorical"])
-def test_compiled_ppo(policy):
-    torch.manual_seed(1)
-    agent = PPO(observation_dim=5, action_dim=2, hidden_dims=(16, 16), policy=policy, actions=[-1.0, -0.5, 0.5, 1.0])
-    observation = torch.randn(64, 5)
-    torch.manual_seed(2)
-    act, following = agent.act(observation, deterministic=False), torch.rand(1)
-    fields = {
-        "observation": observation,
-        "raw": act.raw,
-        "log_prob": act.log_prob + 0.2 * torch.randn(64),
-        "advantage": torch.randn(64),
-        "value_target": torch.randn(64),
-    }
-    batch = agent.prepare(TensorDict(fields, batch_size=[64]))
-    expected = gradients(agent, batch)
-    agent.fuse()
-    torch.manual_seed(2)
-    assert_close(agent.act(observation, deterministic=False), act, atol=1e-6, rtol=1e-5)
-    assert torch.equal(torch.rand(1), following)  # as many random numbers were drawn
-    same_gradients(gradients(agent, batch), expected)
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
-@pytest.mark.parametrize(("agent_class", "layer_norm"), [(SAC, False), (TD3, True)])
-def test_compiled_critics(agent_class, layer_norm, transitions):
-    torch.manual_seed(1)
-    agent = agent_class(observation_dim=5, action_dim=2, hidden_dims=(32, 32), layer_norm=layer_norm)
-    perturb(agent.target_critic)
-    batch = agent.prepare(transitions())
-    expected = gradients(agent, batch)
-    agent.fuse()
-    same_gradients(gradients(agent, batch), expected)
-
-
-def gradients(agent, batch):
-    """Metrics and gradients of two updates, for TD3's actor has its turn in the second one: of the whole batch; then
-    of two parts of it, the observation coming from an encoder that has a loss of its own."""
-    encoder = torch.nn.Parameter(torch.eye(5))
-    seen = []
-    for _ in range(2):
-        for parts in ((batch,), batch.split(40)):
-            agent.optimizer.zero_grad()
-            encoder.grad = None
-            for part in parts:
-                share, extra_loss = len(part) / len(batch), None
-                if len(parts) > 1:
-                    part = part.copy()
-                    part["observation"] = part["observation"] @ encoder
-                    extra_loss = share * part["observation"].square().mean()
-                metrics = agent.backward(part, share=share, extra_loss=extra_loss)
-            trained = [encoder, *(parameter for parameter in agent.parameters() if parameter.requires_grad)]
-            seen.append((metrics, [None if one.grad is None else one.grad.clone() for one in trained]))
-        agent.count()
-    return seen
-
-
-def same_gradients(seen, expected):
-    for (metrics, grads), (others, like) in zip(seen, expected, strict=True):
-        assert_close(metrics, others, atol=1e-6, rtol=1e-5)
-        assert [grad is None for grad in grads] == [grad is None for grad in like]
-        for mine, other in zip(grads, like, strict=True):
-            if mine is not None:
-                assert_close(mine, other, atol=1e-6, rtol=1e-4)
 
 
 @pytest.mark.parametrize("policy", ["gaussian", "beta", "categorical"])

@@ -18,7 +18,7 @@ from tensordict import TensorDict
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from trade_agent.agents.base import Action, Agent, backward_share
+from trade_agent.agents.base import Action, Agent
 from trade_agent.agents.builders import agent_from_spec
 from trade_agent.agents.ppo import PPO
 from trade_agent.agents.sac import SAC
@@ -53,12 +53,11 @@ class Copies(nn.Module):
         prepared = self._each(super().prepare, self._apart(batch).to_dict(), out_dims=1)  # type: ignore[misc]
         return TensorDict(prepared, batch_size=[len(batch) // self.copies, self.copies]).flatten(0, 1)
 
-    def backward(self, batch: TensorDict, *, share: float = 1.0, extra_loss: Tensor | None = None) -> dict[str, Tensor]:
+    def objective(self, batch: TensorDict) -> tuple[Tensor, dict[str, Tensor]]:
         """The losses of the agents are added: each depends on its own parameters alone."""
         rows = self._apart(batch).to_dict()
         losses, metrics = self._each(super().objective, rows, out_dims=0)  # type: ignore[misc]
-        means = {name: values.mean() for name, values in metrics.items()}
-        return backward_share(losses.sum(), means, share=share, extra_loss=extra_loss)
+        return losses.sum(), {name: values.mean() for name, values in metrics.items()}
 
     def step(self, metrics: dict[str, Tensor]) -> dict[str, Tensor]:
         return {name: values.mean() for name, values in super().step(metrics).items()}  # type: ignore[misc]

@@ -19,7 +19,7 @@ from trade_agent.agents.base import (
     constructor_values,
     make_adam,
 )
-from trade_agent.agents.fused import FUSED, fused_backward
+from trade_agent.agents.fused import fused_act, fused_backward
 from trade_agent.agents.normalisers import ObservationNormaliser, RewardNormaliser
 from trade_agent.agents.policies import Distribution, build_policy, policy_action, policy_outputs
 from trade_agent.agents.processes import Alone, Processes
@@ -115,13 +115,7 @@ class PPO(nn.Module):
 
     def act(self, observation: Tensor, *, deterministic: bool) -> Action:
         """[B, O] -> action, what was sampled for it and its log density; deterministic takes the policy's centre."""
-        if deterministic:
-            return policy_action(self.policy, self.observation_normaliser(observation), deterministic=True)
-        return self._explore(observation)
-
-    def _explore(self, observation: Tensor) -> Action:
-        """What a rollout asks for."""
-        return policy_action(self.policy, self.observation_normaliser(observation), deterministic=False)
+        return policy_action(self.policy, self.observation_normaliser(observation), deterministic=deterministic)
 
     @torch.no_grad()
     def value(self, observation: Tensor) -> Tensor:
@@ -160,8 +154,8 @@ class PPO(nn.Module):
 
     def fuse(self) -> None:
         """Compile rollouts, and losses with their gradients."""
-        self._explore = torch.compile(self._explore, dynamic=False, options=FUSED)  # type: ignore[method-assign]
-        self.backward = fused_backward(self, self.objective, self._trained)  # type: ignore[method-assign]
+        self.act = fused_act(self.act)  # type: ignore[method-assign]
+        self.backward = fused_backward(self, self.objective, lambda: self._trained)  # type: ignore[method-assign]
 
     def backward(self, batch: TensorDict, *, share: float = 1.0, extra_loss: Tensor | None = None) -> dict[str, Tensor]:
         """Gradients of both networks."""

@@ -7,7 +7,6 @@ agents/base.py.
 
 import copy
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -75,7 +74,7 @@ class TD3(nn.Module):
         self.processes: Processes = Alone()
         self.observation_normaliser = ObservationNormaliser(observation_dim, enabled=normalise_observation)
         self.reward_normaliser = RewardNormaliser(gamma, enabled=normalise_reward)
-        self.updates = 0
+        self._made(0)
         trunk = build_mlp(
             input_dim=observation_dim,
             hidden_dims=hidden_dims,
@@ -95,12 +94,13 @@ class TD3(nn.Module):
         self.target_critic = copy.deepcopy(self.critic).requires_grad_(False)
         self.to(device)
         self._loss_actor = torch.zeros((), device=device)
-        self._trained = [*self.actor.parameters(), *self.critic.parameters()]
+        self._online = list(self.critic.parameters())
+        self._trained = [*self.actor.parameters(), *self._online]
         self._target = [*self.target_actor.parameters(), *self.target_critic.parameters()]
         self.optimizer = make_adam(
             [
                 {"params": list(self.actor.parameters()), "lr": actor_learning_rate},
-                {"params": list(self.critic.parameters()), "lr": critic_learning_rate},
+                {"params": self._online, "lr": critic_learning_rate},
             ],
             eps=adam_eps,
             device=torch.device(device),
@@ -155,37 +155,24 @@ class TD3(nn.Module):
         observation = self.observation_normaliser(batch["observation"].detach())
         return -self.critic(torch.cat((observation, self.actor(observation)), dim=-1), frozen=True, first=True).mean()
 
-    @property
-    def turn(self) -> bool:
-        """Whether the update under way is one of the actor and the targets, too."""
-        return (self.updates + 1) % self.policy_delay == 0
-
     def objective(self, batch: TensorDict) -> tuple[Tensor, dict[str, Tensor]]:
         """The sum to minimise and the metrics of a minibatch that was prepared: the critics, and in each
         ``policy_delay``-th update also the actor."""
-        return self._objective(batch, turn=self.turn)
-
-    # The turn is an argument: the number of updates, looked up inside, would be compiled into the graph.
-    def _objective(self, batch: TensorDict, *, turn: bool) -> tuple[Tensor, dict[str, Tensor]]:
         total, q = self.critic_loss(batch)
         metrics = {"loss_critic": total.detach(), "q_mean": q.mean(), "q_spread": (q[0] - q[1]).abs().mean()}
-        if turn:
+        if self.turn:
             loss_actor = self.actor_loss(batch)
             metrics["loss_actor"] = loss_actor.detach()
             total = total + loss_actor
         return total, metrics
 
+    def learning(self) -> list[nn.Parameter]:
+        """What has a gradient in the update under way."""
+        return self._trained if self.turn else self._online
+
     def fuse(self) -> None:
         """Compile losses and gradients: one graph for updates of the critics, one for those of the actor, too."""
-        both, critics = (
-            fused_backward(self, partial(self._objective, turn=turn), parameters)
-            for turn, parameters in ((True, self._trained), (False, list(self.critic.parameters())))
-        )
-
-        def backward(batch: TensorDict, **settings: Any) -> dict[str, Tensor]:
-            return (both if self.turn else critics)(batch, **settings)
-
-        self.backward = backward  # type: ignore[method-assign]
+        self.backward = fused_backward(self, self.objective, self.learning)  # type: ignore[method-assign]
 
     def backward(self, batch: TensorDict, *, share: float = 1.0, extra_loss: Tensor | None = None) -> dict[str, Tensor]:
         """Gradients of what ``objective`` sums up."""
@@ -208,7 +195,12 @@ class TD3(nn.Module):
 
     def count(self) -> None:
         """One more update was made."""
-        self.updates += 1
+        self._made(self.updates + 1)
+
+    def _made(self, updates: int) -> None:
+        """``turn``: whether the next update is one of the actor and the targets, too. A compiled graph depends on it,
+        and not on the number."""
+        self.updates, self.turn = updates, (updates + 1) % self.policy_delay == 0
 
     def update(self, batch: TensorDict) -> dict[str, Tensor]:
         """One step on one minibatch."""
@@ -224,5 +216,5 @@ class TD3(nn.Module):
 
     def load_optimizer_state(self, state: dict[str, Any]) -> None:
         self.optimizer.load_state_dict(state["optimizer"])
-        self.updates = int(state["updates"])
+        self._made(int(state["updates"]))
         self._loss_actor.copy_(state["loss_actor"])
