@@ -14,6 +14,7 @@ import torch
 from torch._dynamo.exc import BackendCompilerFailed
 
 from trade_agent.agents.builders import AGENT_BUILDERS
+from trade_agent.agents.copies import agents_from_spec
 from trade_agent.config.load import compose_config, load_config
 from trade_agent.config.schema import PpoModel, SacModel, Td3Model
 from trade_agent.envs.batched import TrainingMarket
@@ -89,16 +90,32 @@ def test_other_values_are_refused() -> None:
 
 
 @pytest.mark.parametrize("compiled", [True, False])
+@pytest.mark.parametrize(("copies", "processes"), [(1, 1), (3, 2)])
 @pytest.mark.parametrize(("algorithm", "updates"), [("ppo", 3 * 3), ("sac", 12), ("td3", 12)])
 def test_a_timed_round_does_what_a_round_of_training_does(
-    series: MarketSeries, monkeypatch: pytest.MonkeyPatch, algorithm: str, updates: int, compiled: bool
+    series: MarketSeries,
+    monkeypatch: pytest.MonkeyPatch,
+    algorithm: str,
+    updates: int,
+    copies: int,
+    processes: int,
+    compiled: bool,
 ) -> None:
-    """4 environments for 8 or 6 steps: 3 epochs in minibatches of 12 rows, or an update for 2 environment steps."""
+    """4 environments for 8 or 6 steps: 3 epochs in minibatches of 12 rows, or an update for 2 environment steps; a
+    stack has as many of each copy, and a process its share of both."""
     monkeypatch.setattr(timed_round, "TIMED_STEPS", 6)
-    kind, done = AGENT_BUILDERS[algorithm], Counter()
+    kind, done, rows = AGENT_BUILDERS[algorithm], Counter(), set()
     plain_update, plain_step = kind.update, TrainingMarket.step
     monkeypatch.setattr(kind, "fuse", lambda agent: done.update(["fuse"]))
-    monkeypatch.setattr(kind, "update", lambda agent, batch: (done.update(["update"]), plain_update(agent, batch)))
+    monkeypatch.setattr(
+        kind,
+        "update",
+        lambda agent, batch: (
+            done.update(["update"]),
+            rows.add((agent.copies, len(batch))),
+            plain_update(agent, batch),
+        ),
+    )
     monkeypatch.setattr(
         TrainingMarket, "step", lambda market, action: (done.update(["step"]), plain_step(market, action))
     )
@@ -108,10 +125,10 @@ def test_a_timed_round_does_what_a_round_of_training_does(
         rows=range(40),
         episode_bars=8,
         reward_scale=1.0,
-        num_envs=4,
+        num_envs=4 // processes * copies,
         generator=torch.Generator().manual_seed(0),
     )
-    agent = kind(observation_dim=5, action_dim=2)
+    agent = agents_from_spec({"name": algorithm, "observation_dim": 5, "action_dim": 2}, copies)
     models = {
         "ppo": PpoModel(num_envs=4, rollout_steps=8, epochs=3, batch_size=12),
         "sac": SacModel(num_envs=4, batch_size=12, env_steps_per_update=2),
@@ -120,6 +137,7 @@ def test_a_timed_round_does_what_a_round_of_training_does(
     before = copy.deepcopy(agent.state_dict())
     one_round(market, agent, models[algorithm], compiled)()
     assert done == {"update": updates, "step": 8 if algorithm == "ppo" else 6} | ({"fuse": 1} if compiled else {})
+    assert rows == {(copies, 12 // processes * copies)}
     torch.testing.assert_close(agent.state_dict(), before, atol=0.0, rtol=0.0)  # another agent learned
 
 

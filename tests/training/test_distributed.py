@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import itertools
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -117,12 +118,14 @@ def own_rows(world: World) -> slice:
     return slice(world.rank * share, (world.rank + 1) * share)
 
 
-def train_agent(kind: str, world: World) -> dict[str, Any]:
+def train_agent(kind: str, world: World, *, compiled: bool = False) -> dict[str, Any]:
     torch.manual_seed(3)
     spec = {"name": kind, "observation_dim": OBSERVATION, "action_dim": ACTIONS, "hidden_dims": [8]}
     agent = agent_from_spec(spec | {"normalise_observation": True})
     double(agent)
     world.connect(agent)
+    if compiled:
+        agent.fuse()
     part = own_rows(world)
     with noise_tape(part):
         for batch in batches(kind):
@@ -263,9 +266,11 @@ def train_forecaster(world: World) -> dict[str, Any]:
 
 # ------------------------------------------------------------------------------------------------ what must hold
 
+COMPILED = ["ppo", "td3"] if shutil.which("g++") else []
 WORKS: dict[str, Callable[[World], dict[str, Any]]] = {
     **{kind: functools.partial(train_agent, kind) for kind in ("ppo", "sac", "td3")},
     **{f"hybrid {kind}": functools.partial(train_hybrid, kind) for kind in ("ppo", "sac", "td3")},
+    **{f"compiled {kind}": functools.partial(train_agent, kind, compiled=True) for kind in COMPILED},
     "gate": train_the_gate,
     "forecaster": train_forecaster,
 }
@@ -285,7 +290,7 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
 @pytest.mark.parametrize("name", [name for name in WORKS if name != "forecaster"])
 def test_two_processes_are_equal_and_equal_one_on_the_joined_batches(ranks: list[Any], name: str) -> None:
     first, second = (rank[name] for rank in ranks)
-    alone = WORKS[name](World())
+    alone = WORKS[name.removeprefix("compiled ")](World())
     assert first.keys() == alone.keys()
     for key, value in alone.items():
         assert torch.equal(first[key], second[key]), key

@@ -7,7 +7,7 @@ import torch
 from tensordict import TensorDict
 
 from trade_agent.agents.base import Agent, transition_batch
-from trade_agent.agents.builders import agent_from_spec
+from trade_agent.agents.copies import agents_from_spec
 from trade_agent.agents.ppo import PPO
 from trade_agent.config.schema import AgentModel, OffPolicyModel, PpoModel
 from trade_agent.envs.batched import TrainingMarket
@@ -21,17 +21,18 @@ def steps_of_round(model: AgentModel) -> int:
 
 
 def one_round(market: TrainingMarket, agent: Agent, model: AgentModel, compiled: bool) -> Callable[[], object]:
-    """What compiling changes of a round: the steps of the market, and actions and updates of another agent like this
-    one."""
-    steps, scratch = steps_of_round(model), agent_from_spec(agent.spec(), device=market.device)
+    """What compiling changes of a round: the steps of the market, and actions and updates of another agent (or stack of
+    copies) like this one, in the share of one process."""
+    steps, scratch = steps_of_round(model), agents_from_spec(agent.spec(), agent.copies, device=market.device)
     observation = torch.randn(market.num_envs, agent.spec()["observation_dim"], device=market.device)
-    env_steps = steps * market.num_envs
+    env_steps = steps * model.num_envs
     if isinstance(model, PpoModel):
         updates = model.epochs * math.ceil(env_steps / model.batch_size)
     else:
         assert isinstance(model, OffPolicyModel)
         updates = env_steps // model.env_steps_per_update
-    batch = minibatch_of_noise(scratch, min(env_steps, model.batch_size), market)
+    rows = min(env_steps, model.batch_size) * market.num_envs // model.num_envs
+    batch = minibatch_of_noise(scratch, rows, market)
     if compiled:
         scratch.fuse()
 

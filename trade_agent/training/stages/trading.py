@@ -86,25 +86,21 @@ def train_agent(
         torch.compiler.reset()  # of one function at most eight variants are kept, and a process may train many agents
     total_env_steps = loop_env_steps(model, on_policy=on_policy_env_steps, off_policy=off_policy_env_steps)
     compiled = context.compiled
-    if compiled == "auto" and context.world.size > 1:
-        compiled = False  # each process would choose for itself
-        context.progress.say("  device.compile=auto: eager, of several processes each would choose for itself")
-    if compiled == "auto" and agent.copies > 1:
-        compiled = False
-        context.progress.say("  device.compile=auto: eager, both ways are timed for one agent only")
     if compiled == "auto":
-        env_steps_of_round = steps_of_round(model) * model.num_envs
-        compiled = choose_compiled(
-            context.folder / "compile.json",
-            make_round=lambda on: one_round(make_market(torch.Generator(context.device), on), agent, model, on),
-            rounds=math.ceil(total_env_steps / env_steps_of_round),
-            progress=context.progress,
-        )
-    # A stack of copies runs under vmap, which is not compiled; with several processes nobody has tried it.
-    if compiled and context.world.size == 1 and agent.copies == 1:
+
+        def choose() -> bool | None:
+            if not context.world.main:
+                return None
+            return choose_compiled(
+                context.folder / "compile.json",
+                make_round=lambda on: one_round(make_market(torch.Generator(context.device), on), agent, model, on),
+                rounds=math.ceil(total_env_steps / (steps_of_round(model) * model.num_envs)),
+                progress=context.progress,
+            )
+
+        compiled = context.world.agreed(context.world.together(choose))
+    if compiled:
         agent.fuse()
-    elif compiled:
-        context.progress.say("  device.compile: the market only, agents of several processes or copies stay eager")
     return train_in(
         make_market(generator, compiled),
         agent,
