@@ -53,9 +53,10 @@ def against_stable_baselines3(repeats: int, device: torch.device) -> None:
         )
         peer.ask("ppo_rollouts", count=1)
         minibatch = str(Path(folder, "minibatch.npz"))
-        agrees = same_losses(peer.ask("ppo_losses", path=minibatch), dict(np.load(minibatch)))
+        theirs = peer.ask("ppo_losses", path=minibatch)
         for compiled in (True, False):
             torch.compiler.reset()
+            agrees = same_losses(theirs, dict(np.load(minibatch)), compiled)
             env = TrainingMarket(
                 series=resident,
                 rules=MarketRules(),
@@ -118,7 +119,7 @@ def trainer(env: TrainingMarket, table: Tensor, compiled: bool) -> Callable[[], 
     )
 
 
-def same_losses(theirs: dict[str, float], arrays: dict[str, Any]) -> bool:
+def same_losses(theirs: dict[str, float], arrays: dict[str, Any], compiled: bool) -> bool:
     """Both losses of the peer's minibatch with its weights in our networks.
 
     It scores the normal variable, we its tanh: the density of the tanh cancels in the ratio.
@@ -140,6 +141,8 @@ def same_losses(theirs: dict[str, float], arrays: dict[str, Any]) -> bool:
     raw = values["action"]
     fields = {key: values[key] for key in ("observation", "advantage", "value_target")}
     batch = TensorDict(fields | {"raw": raw, "log_prob": values["log_prob"] - tanh_log_det(raw)}, batch_size=[len(raw)])
-    _, metrics = agent.objective(agent.prepare(batch))
+    if compiled:
+        agent.fuse()
+    metrics = agent.backward(agent.prepare(batch))
     pairs = ((metrics["loss_actor"], theirs["actor"]), (metrics["loss_critic"], theirs["critic"]))
     return all(abs(float(mine) - other) <= 1e-5 * max(1.0, abs(other)) for mine, other in pairs)

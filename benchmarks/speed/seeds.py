@@ -5,13 +5,14 @@ and recording is included.
 """
 
 from functools import partial
+from typing import Any
 
 import torch
 from tensordict import TensorDict
 
 from benchmarks.speed.loops import ALGORITHMS, BATCH, agent_loop
 from benchmarks.speed.measure import Figure, clock, in_turn
-from trade_agent.agents.base import transition_batch
+from trade_agent.agents.base import Agent, transition_batch
 from trade_agent.agents.copies import agents_from_spec, members_of
 from trade_agent.training.graphs import CudaGraphs
 from trade_agent.training.models import agent_from_state
@@ -25,6 +26,7 @@ def measure(repeats: int, device: torch.device) -> None:
     updates = UPDATES_ON_GPU if device.type == "cuda" else UPDATES
     for algorithm in ALGORITHMS:
         seeds_in_one_batch(algorithm, seeds=SEEDS, updates=updates, device=device, repeats=repeats)
+        compiled_seeds(algorithm, seeds=SEEDS, device=device, repeats=repeats)
 
 
 def seeds_in_one_batch(algorithm: str, *, seeds: int, updates: int, device: torch.device, repeats: int) -> None:
@@ -49,13 +51,51 @@ def seeds_in_one_batch(algorithm: str, *, seeds: int, updates: int, device: torc
     ).print()
 
 
+def compiled_seeds(algorithm: str, *, seeds: int, device: torch.device, repeats: int) -> None:
+    """Updates of the same stack, compiled and as it is."""
+    stack, fused = (make_stack(algorithm, seeds, device) for _ in range(2))
+    fused.fuse()
+    batch, took = stack.prepare(batch_of_noise(seeds * BATCH, device)), clock(device)
+    pairs = []
+    for _ in range(2):  # of TD3's updates the second one has more in it
+        metrics, expected = fused.backward(batch), stack.backward(batch)
+        pairs += [(metrics[name], expected[name]) for name in expected]
+        for agent in (fused, stack):
+            agent.optimizer.zero_grad()
+            agent.count()
+
+    def updates(agent: Agent) -> None:
+        for _ in range(20):
+            agent.update(batch)
+
+    ours, other = in_turn(lambda: took(partial(updates, fused)), lambda: took(partial(updates, stack)), repeats)
+    Figure(
+        figure=f"G15 {seeds} {algorithm} agents in one batch, batch {BATCH} each, compiled",
+        unit="updates/s of all",
+        ours=20 * seeds / ours,
+        peer=20 * seeds / other,
+        peer_name="the same, eager",
+        ratio=other / ours,
+        agrees=all(torch.allclose(mine, other, rtol=1e-5, atol=1e-5) for mine, other in pairs),
+        device=device.type,
+    ).print()
+
+
+def make_stack(algorithm: str, seeds: int, device: torch.device) -> Agent:
+    torch.manual_seed(0)
+    return agents_from_spec(spec_of(algorithm), seeds, device=device)
+
+
+def spec_of(algorithm: str) -> dict[str, Any]:
+    return {"name": algorithm, "observation_dim": OBSERVATION, "action_dim": 1}
+
+
 def losses_agree(algorithm: str, seeds: int, device: torch.device) -> bool:
     """Whether the metrics of an update are the mean of those of the agents by themselves, on the same batches."""
-    torch.manual_seed(0)
-    spec = {"name": algorithm, "observation_dim": OBSERVATION, "action_dim": 1}
-    stack = agents_from_spec(spec, seeds, device=device)
+    stack = make_stack(algorithm, seeds, device)
     alone = [
-        agent_from_state({"spec": spec, "state": copy_state(one.state_dict())}, device) for one in members_of(stack)
+        agent_from_state({"spec": spec_of(algorithm), "state": copy_state(one.state_dict())}, device)
+        for one in members_of(stack)
     ]
     batch = stack.prepare(batch_of_noise(seeds * BATCH, device))
     together = stack.backward(batch)
