@@ -7,8 +7,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from tensordict import TensorDict
+from torch import Tensor
 
 from benchmarks.machine import machine
+from trade_agent.agents.base import Agent
 from trade_agent.training import compiling
 
 
@@ -39,6 +42,29 @@ def first_run(figure: str, run: Callable[[], object]) -> None:
     """Print what the first run takes, in which kernels are built: on the clock, for compilers are other processes."""
     taken = compiling.seconds(run)
     Figure(figure=f"{figure}: first run, which builds its kernels", unit="s on the clock", ours=taken).print()
+
+
+def gradients_agree(agent: Agent, fused: Agent, batch: TensorDict) -> bool:
+    """Losses and gradients of a batch that was prepared, as they are and compiled; of two updates, for TD3's actor has
+    its turn in one."""
+    pairs: list[tuple[Tensor, Tensor]] = []
+    for _ in range(2):
+        for each in (fused, agent):
+            each.optimizer.zero_grad()
+        mine, other = fused.backward(batch), agent.backward(batch)
+        pairs += ((mine[name], other[name]) for name in other)
+        for parameter, like in zip(parameters(fused), parameters(agent), strict=True):
+            if parameter.grad is not None and like.grad is not None:
+                pairs.append((parameter.grad, like.grad))
+            elif parameter.grad is not like.grad:
+                return False
+        fused.count()
+        agent.count()
+    return all(torch.allclose(mine, other, rtol=1e-5, atol=1e-5) for mine, other in pairs)
+
+
+def parameters(agent: Agent) -> list[Tensor]:
+    return [parameter for group in agent.optimizer.param_groups for parameter in group["params"]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

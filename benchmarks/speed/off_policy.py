@@ -15,7 +15,7 @@ from torchrl.data import LazyTensorStorage
 from torchrl.data import ReplayBuffer as TorchRLReplayBuffer
 from torchrl.objectives import LossModule, SoftUpdate
 
-from benchmarks.speed.measure import Figure, clock, first_run, in_turn
+from benchmarks.speed.measure import Figure, clock, first_run, gradients_agree, in_turn
 from benchmarks.speed.peer import Peer, reported_if_missing
 from trade_agent.agents.base import transition_batch
 from trade_agent.agents.replay import ReplayBuffer, Transitions
@@ -102,12 +102,13 @@ def measure_updates(
         sides = [(CapturedLearner(Learner(agent, data.observe), CudaGraphs(generator)), "", targets)]
         as_eager = True  # capturing compares them itself
     else:
+        torch.compiler.reset()
         fused = copy.deepcopy(agent)
         fused.fuse()
         sides = [(Learner(fused, data.observe), "", targets), (Learner(agent, data.observe), ", eager", (None, None))]
         first_run(figure, partial(updates, sides[0][0]))
         fused.load_state_dict(agent.state_dict())
-        as_eager = gradients_agree(agent, fused, data)
+        as_eager = gradients_agree(agent, fused, agent.prepare(data.batch(BATCH)))
     with (
         reported_if_missing(f"{figure}, against Stable-Baselines3", "Stable-Baselines3"),
         tempfile.TemporaryDirectory() as folder,
@@ -123,25 +124,6 @@ def measure_updates(
     for learn, way, (_, target) in sides:
         side, other = in_turn(timed(learn), lambda: clock(device)(theirs), repeats)
         _line(figure, way, side, other, "TorchRL loss module", target, as_torchrl and as_eager, device)
-
-
-def gradients_agree(agent: SAC | TD3, fused: SAC | TD3, data: Data) -> bool:
-    """Losses and gradients of one batch, as it is and compiled; of two updates, for TD3's actor has its turn in one."""
-    batch = agent.prepare(data.batch(BATCH))
-    pairs: list[tuple[Tensor, Tensor]] = []
-    for _ in range(2):
-        for each in (fused, agent):
-            each.optimizer.zero_grad()
-        mine, other = fused.backward(batch), agent.backward(batch)
-        pairs += ((mine[name], other[name]) for name in other)
-        for parameter, like in zip(fused.parameters(), agent.parameters(), strict=True):
-            if parameter.grad is not None and like.grad is not None:
-                pairs.append((parameter.grad, like.grad))
-            elif parameter.grad is not like.grad:
-                return False
-        fused.count()
-        agent.count()
-    return all(torch.allclose(mine, other, rtol=1e-5, atol=1e-5) for mine, other in pairs)
 
 
 def losses_of_torchrl_agree(agent: SAC | TD3, loss: LossModule, data: Data) -> bool:

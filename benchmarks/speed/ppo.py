@@ -1,5 +1,6 @@
 """G6: PPO from rollout to update with the same hyper-parameters on both sides."""
 
+import copy
 import tempfile
 from collections.abc import Callable
 from functools import partial
@@ -12,7 +13,7 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from benchmarks.speed.env import random_walk
-from benchmarks.speed.measure import Figure, clock, first_run, in_turn
+from benchmarks.speed.measure import Figure, clock, first_run, gradients_agree, in_turn
 from benchmarks.speed.peer import Peer, reported_if_missing
 from trade_agent.agents.policies import tanh_log_det
 from trade_agent.agents.ppo import PPO
@@ -122,7 +123,8 @@ def trainer(env: TrainingMarket, table: Tensor, compiled: bool) -> Callable[[], 
 def same_losses(theirs: dict[str, float], arrays: dict[str, Any], compiled: bool) -> bool:
     """Both losses of the peer's minibatch with its weights in our networks.
 
-    It scores the normal variable, we its tanh: the density of the tanh cancels in the ratio.
+    It scores the normal variable, we its tanh: the density of the tanh cancels in the ratio. Compiled, losses and
+    gradients are also those of eager.
     """
     values = {key: torch.as_tensor(value) for key, value in arrays.items()}
     agent = PPO(observation_dim=values["observation"].shape[1], action_dim=1)
@@ -141,8 +143,10 @@ def same_losses(theirs: dict[str, float], arrays: dict[str, Any], compiled: bool
     raw = values["action"]
     fields = {key: values[key] for key in ("observation", "advantage", "value_target")}
     batch = TensorDict(fields | {"raw": raw, "log_prob": values["log_prob"] - tanh_log_det(raw)}, batch_size=[len(raw)])
+    batch, plain = agent.prepare(batch), copy.deepcopy(agent)
     if compiled:
         agent.fuse()
-    metrics = agent.backward(agent.prepare(batch))
+    metrics = agent.backward(batch)
     pairs = ((metrics["loss_actor"], theirs["actor"]), (metrics["loss_critic"], theirs["critic"]))
-    return all(abs(float(mine) - other) <= 1e-5 * max(1.0, abs(other)) for mine, other in pairs)
+    as_theirs = all(abs(float(mine) - other) <= 1e-5 * max(1.0, abs(other)) for mine, other in pairs)
+    return as_theirs and gradients_agree(plain, agent, batch)

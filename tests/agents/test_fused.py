@@ -16,7 +16,8 @@ pytestmark = [
 ROWS = 32  # of each agent
 CASES = [
     ({"name": "ppo"}, 1),
-    ({"name": "ppo", "policy": "beta", "layer_norm": True}, 1),
+    ({"name": "ppo"}, 3),
+    ({"name": "ppo", "policy": "beta", "layer_norm": True}, 3),
     ({"name": "ppo", "policy": "categorical", "actions": [-1.0, -0.5, 0.5, 1.0], "entropy_coefficient": 0.01}, 3),
     ({"name": "sac"}, 1),
     ({"name": "sac", "normalise_observation": True, "layer_norm": True}, 3),

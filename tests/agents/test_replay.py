@@ -1,3 +1,5 @@
+import re
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -125,10 +127,38 @@ def test_rows_of_another_width_are_refused_and_change_nothing(width, more):
     buffer.extend(numbered(10, more))
     before = buffer.state_dict()
     wrong = numbered(20, 4)._replace(private=torch.zeros(4, width), next_private=torch.zeros(4, 4 - width))
-    with pytest.raises(ValueError, match=rf"with {width}, 1 and {4 - width} columns"):
+    shapes = f"of the shapes [4, {width}], [4, 1], [4, {4 - width}], [4], [4] do not fit 4 rows"
+    with pytest.raises(ValueError, match=re.escape(shapes)):
         buffer.extend(wrong)
     assert buffer.position == before["position"]
     assert_close(buffer.state_dict()["rows"], before["rows"], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("field", ["private", "action", "reward", "terminated", "next_private"])
+@pytest.mark.parametrize("rows", [1, 6])
+def test_another_number_of_rows_in_a_field_is_refused_and_changes_nothing(field, rows):
+    buffer = ReplayBuffer(capacity=10, private_dim=2, action_dim=1)
+    buffer.extend(numbered(0, 10))
+    before = buffer.state_dict()
+    with pytest.raises(ValueError, match="do not fit 4 rows of a replay buffer"):
+        buffer.extend(numbered(20, 4)._replace(**{field: getattr(numbered(20, rows), field)}))
+    assert buffer.position == before["position"]
+    assert_close(buffer.state_dict()["rows"], before["rows"], rtol=0, atol=0)
+
+
+def test_more_steps_than_there_is_room_for_are_refused_and_change_nothing():
+    buffer = ReplayBuffer(capacity=10, private_dim=2, action_dim=1)
+    buffer.extend(numbered(0, 10))
+    before = buffer.state_dict()
+    with pytest.raises(RuntimeError, match="overflow"):
+        buffer.extend(numbered(20, 4)._replace(steps=40_000))
+    assert_close(buffer.state_dict()["rows"], before["rows"], rtol=0, atol=0)
+
+
+def test_a_buffer_of_another_layout_is_refused():
+    state = {"words": torch.zeros(3, 8, dtype=torch.int32), "position": 3, "capacity": 10}
+    with pytest.raises(CheckpointError, match="of an earlier version"):
+        ReplayBuffer(capacity=10, private_dim=2, action_dim=1).load_state_dict(state)
 
 
 def test_numbers_of_another_precision_are_kept_as_float32():

@@ -23,6 +23,7 @@ from trade_agent.envs.series import MarketSeries
 from trade_agent.errors import ConfigError
 from trade_agent.training import timed_round
 from trade_agent.training.compiling import Timing, choose_compiled
+from trade_agent.training.distributed import World
 from trade_agent.training.progress import ProgressReporter
 from trade_agent.training.stages import rl, trading
 from trade_agent.training.timed_round import one_round
@@ -40,7 +41,8 @@ def test_kernels_pay_when_the_run_is_long_enough_for_building_them() -> None:
 
 
 def choose(path: Path, make_round: Callable[[bool], Callable[[], object]]) -> bool:
-    return choose_compiled(path, make_round=make_round, rounds=10, progress=ProgressReporter(quiet=True))
+    progress = ProgressReporter(quiet=True)
+    return choose_compiled(path, make_round=make_round, rounds=10, world=World(), progress=progress)
 
 
 @pytest.mark.parametrize("before", [True, False])

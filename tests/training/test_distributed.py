@@ -4,8 +4,10 @@ import contextlib
 import dataclasses
 import functools
 import itertools
+import json
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
 from tensordict import TensorDict
+from torch._dynamo.exc import BackendCompilerFailed
 
 from trade_agent import safe_io
 from trade_agent.agents.base import transition_batch
@@ -28,6 +31,7 @@ from trade_agent.errors import ConfigError, PeerLostError
 from trade_agent.networks.cnn_lstm import CNNLSTM
 from trade_agent.training import distributed
 from trade_agent.training.checkpoint import Checkpoints
+from trade_agent.training.compiling import choose_compiled
 from trade_agent.training.dataset import build_dataset, load_data
 from trade_agent.training.distributed import World, announced, choose_backend, find_world
 from trade_agent.training.learner import minibatch
@@ -140,7 +144,7 @@ def train_agent(kind: str, world: World, *, compiled: bool = False) -> dict[str,
 BARS, ACCOUNT = 400, 3
 
 
-def train_hybrid(kind: str, world: World) -> dict[str, Any]:
+def train_hybrid(kind: str, world: World, *, compiled: bool = False) -> dict[str, Any]:
     """Joint training on batches of bars, some of which are in both halves of a batch."""
     generator = torch.Generator().manual_seed(5)
     torch.manual_seed(2)
@@ -152,6 +156,8 @@ def train_hybrid(kind: str, world: World) -> dict[str, Any]:
     agent = agent_from_spec({"name": kind, "observation_dim": width, "action_dim": 1, "hidden_dims": [8]})
     double(agent)
     world.connect(agent)
+    if compiled:
+        agent.fuse()
     close = torch.exp(0.01 * torch.randn(BARS, 1, generator=generator, dtype=torch.float64).cumsum(0)).numpy()
     targets = make_targets(close, close > 0, [1, 2], range(BARS - 50))
     learner = JointLearner(
@@ -266,11 +272,17 @@ def train_forecaster(world: World) -> dict[str, Any]:
 
 # ------------------------------------------------------------------------------------------------ what must hold
 
-COMPILED = ["ppo", "td3"] if shutil.which("g++") else []
+COMPILED: dict[str, Callable[[World], dict[str, Any]]] = {
+    "compiled ppo": functools.partial(train_agent, "ppo", compiled=True),
+    "compiled td3": functools.partial(train_agent, "td3", compiled=True),
+    "compiled hybrid sac": functools.partial(train_hybrid, "sac", compiled=True),  # its forecaster is frozen at first
+}
+if shutil.which("g++") is None:
+    COMPILED.clear()
 WORKS: dict[str, Callable[[World], dict[str, Any]]] = {
     **{kind: functools.partial(train_agent, kind) for kind in ("ppo", "sac", "td3")},
     **{f"hybrid {kind}": functools.partial(train_hybrid, kind) for kind in ("ppo", "sac", "td3")},
-    **{f"compiled {kind}": functools.partial(train_agent, kind, compiled=True) for kind in COMPILED},
+    **COMPILED,
     "gate": train_the_gate,
     "forecaster": train_forecaster,
 }
@@ -306,6 +318,54 @@ def test_the_forecaster_of_two_processes_equals_that_of_one(ranks: list[Any]) ->
         torch.testing.assert_close(first["network"][name], value, rtol=1e-9, atol=1e-9, msg=name)
     assert first["losses"] == second["losses"]
     assert first["losses"] == pytest.approx(alone["losses"], rel=1e-6)  # summed up in float32
+
+
+# ------------------------------------------------------------------------------------------------ device.compile=auto
+
+
+def choose_to_compile(world: World, *, folder: str, failing: int | None = None) -> dict[str, Any]:
+    """Whether to compile, and the rounds that were timed. Compiled ones take no time, others 10 ms in the first process
+    and none in the second; in process `failing` there is no compiler."""
+    rounds = []
+
+    def make_round(compiled: bool) -> Callable[[], object]:
+        def one() -> None:
+            rounds.append(compiled)
+            if compiled and world.rank == failing:
+                raise BackendCompilerFailed(lambda: None, FileNotFoundError("g++"), None)
+            if not compiled and world.main:
+                until = time.perf_counter() + 0.01
+                while time.perf_counter() < until:
+                    pass
+
+        return one
+
+    progress = ProgressReporter(quiet=True)
+    path = Path(folder) / "compile.json"
+    chosen = choose_compiled(path, make_round=make_round, rounds=1000, world=world, progress=progress)
+    return {"chosen": chosen, "rounds": rounds}
+
+
+@pytest.mark.distributed
+def test_processes_choose_together_and_keep_the_choice(tmp_path: Path) -> None:
+    for name in ("first", "again"):
+        (tmp_path / name).mkdir()
+    work = functools.partial(choose_to_compile, folder=str(tmp_path))
+    first = in_two_processes(work, tmp_path / "first")
+    assert [rank["chosen"] for rank in first] == [True, True]
+    assert all(set(rank["rounds"]) == {True, False} for rank in first)
+    record = json.loads((tmp_path / "compile.json").read_text())
+    assert record["eager_seconds"] >= 0.01  # of the first process
+    again = in_two_processes(work, tmp_path / "again")
+    assert again == [{"chosen": True, "rounds": []}] * 2
+
+
+@pytest.mark.distributed
+def test_processes_stay_eager_where_one_has_no_compiler(tmp_path: Path) -> None:
+    ranks = in_two_processes(functools.partial(choose_to_compile, folder=str(tmp_path), failing=1), tmp_path)
+    assert [rank["chosen"] for rank in ranks] == [False, False]
+    record = json.loads((tmp_path / "compile.json").read_text())
+    assert record == {"compile": False, "reason": "nothing can be compiled here: FileNotFoundError"}
 
 
 # ------------------------------------------------------------------------------------------------ the pieces

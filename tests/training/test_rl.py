@@ -88,12 +88,6 @@ class Two(World):
 
     def connect(self, agent: Any) -> None: ...
 
-    def agreed(self, value: Any) -> Any:
-        return value
-
-    def together(self, work: Any) -> Any:
-        return work()
-
 
 @pytest.mark.parametrize(("processes", "copies"), [(2, 1), (1, 2)])
 @pytest.mark.parametrize("asked", ["auto", True])

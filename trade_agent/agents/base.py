@@ -35,8 +35,8 @@ class Agent(Protocol):
     captured in a CUDA graph. What Python keeps of an update that was made is for ``count``.
 
     ``fuse`` compiles ``backward``, and of PPO ``act``. The random numbers are the same, and results are equal up to
-    rounding. Kernels are built at the first use with each size of a batch: 8 to 60 seconds, and on a CPU a
-    C++ compiler.
+    rounding. Kernels are built at the first use with each size of a batch: 8 to 60 seconds, and on a CPU a C++
+    compiler.
 
     Gradients that run into ``batch["observation"]`` are left in the leaves behind it (an encoder), whose optimizer
     belongs to the caller. Nothing in ``act`` and ``update`` waits for the device: metrics are detached 0-d tensors, and

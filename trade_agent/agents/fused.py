@@ -15,23 +15,21 @@ from trade_agent.agents.base import Action
 # times as long as an exponential; 2 / (1 + exp(-2x)) - 1 is off by 2e-7 at most.
 FUSED: dict[str, Any] = {"fallback_random": True, "cpp.use_decompose_tanh": True}
 
-Objective = Callable[[TensorDict], tuple[Tensor, dict[str, Tensor]]]
+Backward = Callable[..., dict[str, Tensor]]
 
 
 class _Holder(nn.Module):
-    """An agent whose parameters can be replaced while it does some work."""
+    """An agent whose parameters can be replaced while its objective is computed."""
 
     def __init__(self, agent: nn.Module) -> None:
         super().__init__()
         self.agent = agent
 
-    def forward(self, work: Objective, batch: TensorDict) -> tuple[Tensor, dict[str, Tensor]]:
-        return work(batch)
+    def forward(self, batch: TensorDict) -> tuple[Tensor, dict[str, Tensor]]:
+        return self.agent.objective(batch)  # type: ignore[no-any-return, operator]
 
 
-def fused_backward(
-    agent: nn.Module, objective: Objective, learning: Callable[[], Sequence[nn.Parameter]]
-) -> Callable[..., dict[str, Tensor]]:
+def fused_backward(agent: nn.Module, learning: Callable[[], Sequence[nn.Parameter]]) -> Backward:
     """``backward`` of an ``Agent``, compiled together with its ``objective``, for the parameters that are ``learning``.
 
     Autograd would call two compiled functions, and carry from one to the other all that the second one needs.
@@ -39,16 +37,17 @@ def fused_backward(
     holder = _Holder(agent)
     names = {parameter: name for name, parameter in holder.named_parameters()}
 
-    def loss(tensors: dict[str, Tensor], observation: Tensor, batch: TensorDict) -> tuple[Tensor, dict[str, Tensor]]:
-        batch = batch.copy()
-        batch["observation"] = observation
-        return functional_call(holder, tensors, (objective, batch))  # type: ignore[no-any-return]
-
     def losses_and_gradients(
         tensors: dict[str, Tensor], batch: TensorDict, encoded: bool
     ) -> tuple[dict[str, Tensor], list[Tensor], list[Tensor]]:
+        batch = batch.copy()
+
+        def loss(tensors: dict[str, Tensor], observation: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+            batch["observation"] = observation
+            return functional_call(holder, tensors, (batch,))  # type: ignore[no-any-return]
+
         gradient = grad_and_value(loss, argnums=(0, 1) if encoded else (0,), has_aux=True)
-        (of_tensors, *of_observation), (_, metrics) = gradient(tensors, batch["observation"], batch)
+        (of_tensors, *of_observation), (_, metrics) = gradient(tensors, batch["observation"])
         # In the layout of the parameters, as Adam's kernel expects it.
         return metrics, [of_tensors[name].contiguous() for name in tensors], of_observation
 

@@ -155,7 +155,7 @@ class PPO(nn.Module):
     def fuse(self) -> None:
         """Compile rollouts, and losses with their gradients."""
         self.act = fused_act(self.act)  # type: ignore[method-assign]
-        self.backward = fused_backward(self, self.objective, lambda: self._trained)  # type: ignore[method-assign]
+        self.backward = fused_backward(self, lambda: self._trained)  # type: ignore[method-assign]
 
     def backward(self, batch: TensorDict, *, share: float = 1.0, extra_loss: Tensor | None = None) -> dict[str, Tensor]:
         """Gradients of both networks."""

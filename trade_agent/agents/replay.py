@@ -66,7 +66,7 @@ class ReplayBuffer:
     def extend(self, transitions: Transitions) -> None:
         """Adds N transitions in order, over the oldest ones when full, their numbers as float32.
 
-        Raises ConfigError if N exceeds the capacity, ValueError for rows of another width; neither changes a row.
+        Raises ConfigError if N exceeds the capacity, ValueError for values of another shape; neither changes a row.
         """
         rows = len(transitions.t)
         if rows > self.capacity:
@@ -74,10 +74,15 @@ class ReplayBuffer:
                 f"{rows} transitions do not fit a replay buffer of capacity {self.capacity}",
                 "raise the buffer's capacity or lower the number of environments",
             )
-        widths = (transitions.private.shape[1], transitions.action.shape[1], transitions.next_private.shape[1])
-        if widths != self._widths:
-            given = f"{widths[0]}, {widths[1]} and {widths[2]}"
-            raise ValueError(f"transitions with {given} columns do not fit a replay buffer with {self._widths}")
+        _, private, action, reward, terminated, next_private, _ = transitions
+        private_dim, action_dim, _ = self._widths
+        given = (private.shape, action.shape, next_private.shape, reward.shape, terminated.shape)
+        if given != ((rows, private_dim), (rows, action_dim), (rows, private_dim), (rows,), (rows,)):
+            shapes = ", ".join(str(list(shape)) for shape in given)
+            raise ValueError(
+                f"private, action, next private, reward and terminated of the shapes {shapes} do not fit {rows} rows "
+                f"of a replay buffer with {self._widths} columns"
+            )
         end = self.position + rows
         if end <= self.capacity:
             self._write(slice(self.position, end), transitions)
@@ -91,8 +96,8 @@ class ReplayBuffer:
     def _write(self, place: slice, transitions: Transitions) -> None:
         t, private, action, reward, terminated, next_private, steps = transitions
         columns = self._columns
+        columns["steps"][place], columns["t"][place], columns["terminated"][place] = steps, t, terminated
         torch.cat((reward.unsqueeze(1), private, action, next_private), dim=1, out=columns["numbers"][place])
-        columns["t"][place], columns["steps"][place], columns["terminated"][place] = t, steps, terminated
 
     def sample(self, batch_size: int, generator: torch.Generator) -> Transitions:
         """``batch_size`` transitions for each copy, uniform with replacement among its own. ``generator`` is of the
@@ -112,7 +117,11 @@ class ReplayBuffer:
         return {"rows": rows, "position": self.position, "capacity": self.capacity}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Raises CheckpointError when the stored buffer has another capacity or row width."""
+        """Raises CheckpointError when the stored buffer has another capacity, row width or layout."""
+        if "rows" not in state:
+            raise CheckpointError(
+                "the stored replay buffer is of an earlier version", "start again in another run folder"
+            )
         rows, width = state["rows"], self._columns["numbers"].shape[1]
         if state["capacity"] != self.capacity or rows["numbers"].shape[1] != width:
             raise CheckpointError(

@@ -186,7 +186,7 @@ class SAC(nn.Module):
 
     def fuse(self) -> None:
         """Compile losses and gradients."""
-        self.backward = fused_backward(self, self.objective, lambda: self._trained)  # type: ignore[method-assign]
+        self.backward = fused_backward(self, lambda: self._trained)  # type: ignore[method-assign]
 
     def backward(self, batch: TensorDict, *, share: float = 1.0, extra_loss: Tensor | None = None) -> dict[str, Tensor]:
         """Gradients of actor, critics and temperature."""

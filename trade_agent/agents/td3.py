@@ -172,7 +172,7 @@ class TD3(nn.Module):
 
     def fuse(self) -> None:
         """Compile losses and gradients: one graph for updates of the critics, one for those of the actor, too."""
-        self.backward = fused_backward(self, self.objective, self.learning)  # type: ignore[method-assign]
+        self.backward = fused_backward(self, self.learning)  # type: ignore[method-assign]
 
     def backward(self, batch: TensorDict, *, share: float = 1.0, extra_loss: Tensor | None = None) -> dict[str, Tensor]:
         """Gradients of what ``objective`` sums up."""

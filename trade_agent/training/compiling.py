@@ -13,6 +13,7 @@ import torch
 from torch._dynamo.exc import BackendCompilerFailed
 
 from trade_agent import safe_io
+from trade_agent.training.distributed import World
 from trade_agent.training.progress import ProgressReporter
 
 REPEATS = 3  # rounds of each way that are timed; the fastest counts, others were disturbed
@@ -32,26 +33,44 @@ class Timing:
 
 
 def choose_compiled(
-    path: Path, *, make_round: Callable[[bool], Callable[[], object]], rounds: int, progress: ProgressReporter
+    path: Path,
+    *,
+    make_round: Callable[[bool], Callable[[], object]],
+    rounds: int,
+    world: World,
+    progress: ProgressReporter,
 ) -> bool:
     """Whether to compile: what `path` (compile.json) says, else what is faster, which is then written there.
 
     make_round: from whether to compile to a function that does one of the `rounds` of the run on data of its own. No
-    random number of the run is used up. Without a C++ compiler the eager way is taken.
+    random number of the run is used up. Where one of the processes has no C++ compiler the eager way is taken. All of
+    them time, for they will train side by side, and the times of the first one decide.
     """
-    if path.exists():
-        return bool(safe_io.read_json(path)["compile"])
-    record: dict[str, Any]
+    stored = world.agreed(safe_io.read_json(path)["compile"] if world.main and path.exists() else None)
+    if stored is not None:
+        return bool(stored)
     with torch.random.fork_rng():
-        try:
-            timing = timed(make_round)
-        except BackendCompilerFailed as error:
-            chosen, record = False, {"reason": f"nothing can be compiled here: {type(error.inner_exception).__name__}"}
-        else:
-            chosen, record = timing.pays(rounds), {"rounds": rounds, **asdict(timing)}
-    safe_io.write_json(path, {"compile": chosen, **record})
-    progress.say(f"  device.compile=auto: {'compiled' if chosen else 'eager'}, see {path}")
+        outcomes = world.gathered(outcome(make_round))
+    torch.compiler.reset()  # the rounds of the run shall have all the room there is for variants of a function
+    failure = next((one for one in outcomes if isinstance(one, str)), None)
+    record: dict[str, Any]
+    if failure is not None:
+        chosen, record = False, {"reason": f"nothing can be compiled here: {failure}"}
+    else:
+        timing: Timing = outcomes[0]
+        chosen, record = timing.pays(rounds), {"rounds": rounds, **asdict(timing)}
+    if world.main:
+        safe_io.write_json(path, {"compile": chosen, **record})
+        progress.say(f"  device.compile=auto: {'compiled' if chosen else 'eager'}, see {path}")
     return chosen
+
+
+def outcome(make_round: Callable[[bool], Callable[[], object]]) -> Timing | str:
+    """What `timed` measures, or why nothing can be compiled in this process."""
+    try:
+        return timed(make_round)
+    except BackendCompilerFailed as error:
+        return type(error.inner_exception).__name__
 
 
 def timed(make_round: Callable[[bool], Callable[[], object]]) -> Timing:

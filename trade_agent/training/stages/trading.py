@@ -87,18 +87,13 @@ def train_agent(
     total_env_steps = loop_env_steps(model, on_policy=on_policy_env_steps, off_policy=off_policy_env_steps)
     compiled = context.compiled
     if compiled == "auto":
-
-        def choose() -> bool | None:
-            if not context.world.main:
-                return None
-            return choose_compiled(
-                context.folder / "compile.json",
-                make_round=lambda on: one_round(make_market(torch.Generator(context.device), on), agent, model, on),
-                rounds=math.ceil(total_env_steps / (steps_of_round(model) * model.num_envs)),
-                progress=context.progress,
-            )
-
-        compiled = context.world.agreed(context.world.together(choose))
+        compiled = choose_compiled(
+            context.folder / "compile.json",
+            make_round=lambda on: one_round(make_market(torch.Generator(context.device), on), agent, model, on),
+            rounds=math.ceil(total_env_steps / (steps_of_round(model) * model.num_envs)),
+            world=context.world,
+            progress=context.progress,
+        )
     if compiled:
         agent.fuse()
     return train_in(
