@@ -10,7 +10,7 @@ from tensordict import TensorDict
 from torch import nn
 from torch.testing import assert_close
 
-from trade_agent.agents.base import clip_gradients, td_target
+from trade_agent.agents.base import adam_step, clip_gradients, make_adam, td_target
 from trade_agent.agents.builders import AGENT_BUILDERS, agent_from_spec
 from trade_agent.agents.sac import SAC
 from trade_agent.agents.td3 import TD3
@@ -390,3 +390,33 @@ def test_nothing_waits_for_the_device(name, batches):
         agent.update(batch)
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("on_device", [False, True])
+def test_a_step_of_adam_is_that_of_pytorch(on_device):
+    """Two rates, one of them in a tensor as on a GPU; a parameter without a gradient in every second update; and an
+    optimizer that goes on from a stored state."""
+
+    def make():
+        generator = torch.Generator().manual_seed(0)
+        first, second, third = (nn.Parameter(torch.randn(3, 4, generator=generator)) for _ in range(3))
+        groups = [{"params": [first, second], "lr": 1e-2}, {"params": [third], "lr": 3e-3}]
+        optimizer = make_adam(groups, eps=1e-5, device=torch.device("cpu"))
+        if on_device:
+            optimizer.param_groups[1]["lr"] = torch.tensor(3e-3)
+        return [first, second, third], optimizer
+
+    (ours, optimizer), (theirs, reference) = make(), make()
+    for update in range(8):
+        if update == 5:
+            optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+        for mine, other in zip(ours, theirs, strict=True):
+            other.grad = (other.detach() * (update + 1)).sin()
+            mine.grad = other.grad.clone()
+        if update % 2 == 0:
+            ours[1].grad = theirs[1].grad = None
+        adam_step(optimizer)
+        reference.step()
+    for mine, other in zip(ours, theirs, strict=True):
+        assert torch.equal(mine, other)
+        assert_close(optimizer.state[mine], reference.state[other], rtol=0, atol=0)

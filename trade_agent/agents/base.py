@@ -145,6 +145,40 @@ def make_adam(groups: Iterable[dict[str, Any]], *, eps: float, device: torch.dev
     return torch.optim.Adam(list(groups), eps=eps, fused=on_cuda or device.type == "cpu", capturable=on_cuda)
 
 
+@torch.no_grad()
+def adam_step(optimizer: torch.optim.Adam) -> None:
+    """One step of an optimizer of ``make_adam``, by the kernel of its ``step``.
+
+    Around it ``step`` sorts tensors by device and type, and looks for hooks and profilers: where networks are small
+    that takes longer than the kernel.
+    """
+    groups = [[one for one in group["params"] if one.grad is not None] for group in optimizer.param_groups]
+    if not optimizer.defaults["fused"] or not all(optimizer.state[one] for group in groups for one in group):
+        optimizer.step()  # there is no such kernel, or the moments are not made yet
+        return
+    for settings, parameters in zip(optimizer.param_groups, groups, strict=True):
+        if not parameters:
+            continue
+        states = [optimizer.state[parameter] for parameter in parameters]
+        steps = [state["step"] for state in states]
+        torch._foreach_add_(steps, 1)
+        torch._fused_adam_(
+            parameters,
+            [parameter.grad for parameter in parameters],
+            [state["exp_avg"] for state in states],
+            [state["exp_avg_sq"] for state in states],
+            [],
+            steps,
+            lr=settings["lr"],
+            beta1=settings["betas"][0],
+            beta2=settings["betas"][1],
+            weight_decay=settings["weight_decay"],
+            eps=settings["eps"],
+            amsgrad=settings["amsgrad"],
+            maximize=settings["maximize"],
+        )
+
+
 def clip_gradients(parameters: Sequence[nn.Parameter], max_norm: float | None, *, copies: int = 1) -> Tensor:
     """Scales the gradients, in place, to a total 2-norm of at most ``max_norm`` (None: leaves them); returns the norm
     before. Those of several ``copies``, [copies, ...] each, have a norm for each copy, [copies]. A norm that is not

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from trade_agent.agents.base import (
     Action,
     GradientHook,
+    adam_step,
     backward_share,
     clip_gradients,
     constructor_values,
@@ -167,7 +168,7 @@ class PPO(nn.Module):
         if self.gradient_hook is not None:
             self.gradient_hook(self._trained)
         grad_norm = clip_gradients(self._trained, self.max_grad_norm, copies=self.copies)
-        self.optimizer.step()
+        adam_step(self.optimizer)
         return metrics | {"grad_norm": grad_norm}
 
     def count(self) -> None:

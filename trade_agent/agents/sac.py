@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from trade_agent.agents.base import (
     Action,
     GradientHook,
+    adam_step,
     backward_share,
     bootstrap_discount,
     clip_gradients,
@@ -199,7 +200,7 @@ class SAC(nn.Module):
             self.gradient_hook(self._trained)
         grad_norm = clip_gradients(self._trained, self.max_grad_norm, copies=self.copies)
         alpha = self.log_alpha.detach().exp()
-        self.optimizer.step()
+        adam_step(self.optimizer)
         soft_update(self._target, self._online, self.tau)
         return metrics | {"alpha": alpha, "grad_norm": grad_norm}
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from trade_agent.agents.base import (
     Action,
     GradientHook,
+    adam_step,
     backward_share,
     bootstrap_discount,
     clip_gradients,
@@ -187,7 +188,7 @@ class TD3(nn.Module):
         if self.gradient_hook is not None:
             self.gradient_hook(self._trained)
         grad_norm = clip_gradients(self._trained, self.max_grad_norm, copies=self.copies)
-        self.optimizer.step()
+        adam_step(self.optimizer)
         if self.turn:
             self._loss_actor.copy_(metrics["loss_actor"])
             soft_update(self._target, self._trained, self.tau)

@@ -12,7 +12,7 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 
-from trade_agent.agents.base import Agent, make_adam
+from trade_agent.agents.base import Agent, adam_step, make_adam
 from trade_agent.agents.builders import agent_from_spec
 from trade_agent.config.schema import AgentModel, CnnLstmStage, HybridStage
 from trade_agent.errors import RegistryError
@@ -144,7 +144,7 @@ class JointLearner(Learner):
         if not self.frozen:
             self.world.average_gradients(list(self.network.parameters()))
             norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
-            self.optimizer.step()
+            adam_step(self.optimizer)
             metrics = metrics | {"grad_norm_forecaster": norm}
         return metrics
 
