@@ -64,6 +64,7 @@ def gradients_agree(agent: Agent, fused: Agent, batch: TensorDict) -> bool:
 
 
 def parameters(agent: Agent) -> list[Tensor]:
+    """Those that its optimizer trains."""
     return [parameter for group in agent.optimizer.param_groups for parameter in group["params"]]
 
 

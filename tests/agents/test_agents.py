@@ -392,8 +392,8 @@ def test_nothing_waits_for_the_device(name, batches):
         torch.cuda.set_sync_debug_mode("default")
 
 
-@pytest.mark.parametrize("on_device", [False, True])
-def test_a_step_of_adam_is_that_of_pytorch(on_device):
+@pytest.mark.parametrize(("device", "on_device"), [("cpu", False), ("cpu", True), ("mps", False)])
+def test_a_step_of_adam_is_that_of_pytorch(device, on_device):
     """Two rates, one of them in a tensor as on a GPU; a parameter without a gradient in every second update; and an
     optimizer that goes on from a stored state."""
 
@@ -401,7 +401,7 @@ def test_a_step_of_adam_is_that_of_pytorch(on_device):
         generator = torch.Generator().manual_seed(0)
         first, second, third = (nn.Parameter(torch.randn(3, 4, generator=generator)) for _ in range(3))
         groups = [{"params": [first, second], "lr": 1e-2}, {"params": [third], "lr": 3e-3}]
-        optimizer = make_adam(groups, eps=1e-5, device=torch.device("cpu"))
+        optimizer = make_adam(groups, eps=1e-5, device=torch.device(device))  # one of mps is not fused
         if on_device:
             optimizer.param_groups[1]["lr"] = torch.tensor(3e-3)
         return [first, second, third], optimizer

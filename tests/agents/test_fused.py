@@ -4,6 +4,7 @@ import shutil
 
 import pytest
 import torch
+from torch._dynamo.utils import counters
 from torch.testing import assert_close
 
 from trade_agent.agents.base import transition_batch
@@ -34,6 +35,7 @@ def test_compiled_agents_are_the_same(settings, copies):
     expected = gradients(agent, batch)
     rollout = act_twice(agent, batch["observation"])
     torch.compiler.reset()
+    counters.clear()
     agent.fuse()
     assert_close(act_twice(agent, batch["observation"]), rollout, atol=1e-6, rtol=1e-5)
     for (metrics, grads), (others, like) in zip(gradients(agent, batch), expected, strict=True):
@@ -41,6 +43,8 @@ def test_compiled_agents_are_the_same(settings, copies):
         assert grads.keys() == like.keys()
         for name in like:
             assert_close(grads[name], like[name], atol=1e-6, rtol=1e-4)
+    assert counters["stats"]["unique_graphs"] >= 2  # with an encoder and without
+    assert not counters["graph_break"]
 
 
 def minibatch(agent):

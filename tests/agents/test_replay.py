@@ -75,7 +75,7 @@ def test_more_rows_than_capacity_is_refused():
         ReplayBuffer(capacity=10, private_dim=2, action_dim=1).extend(numbered(0, 11))
 
 
-def test_a_transition_takes_at_most_64_bytes():
+def test_a_transition_of_one_asset_takes_63_bytes():
     assert ReplayBuffer(capacity=1, private_dim=6, action_dim=1).bytes_per_transition == 63
 
 
@@ -127,14 +127,14 @@ def test_rows_of_another_width_are_refused_and_change_nothing(width, more):
     buffer.extend(numbered(10, more))
     before = buffer.state_dict()
     wrong = numbered(20, 4)._replace(private=torch.zeros(4, width), next_private=torch.zeros(4, 4 - width))
-    shapes = f"of the shapes [4, {width}], [4, 1], [4, {4 - width}], [4], [4] do not fit 4 rows"
+    shapes = f"of the shapes [4], [4, {width}], [4, 1], [4], [4], [4, {4 - width}], [4] do not fit 4 rows"
     with pytest.raises(ValueError, match=re.escape(shapes)):
         buffer.extend(wrong)
     assert buffer.position == before["position"]
     assert_close(buffer.state_dict()["rows"], before["rows"], rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("field", ["private", "action", "reward", "terminated", "next_private"])
+@pytest.mark.parametrize("field", ["private", "action", "reward", "terminated", "next_private", "steps"])
 @pytest.mark.parametrize("rows", [1, 6])
 def test_another_number_of_rows_in_a_field_is_refused_and_changes_nothing(field, rows):
     buffer = ReplayBuffer(capacity=10, private_dim=2, action_dim=1)
@@ -146,7 +146,7 @@ def test_another_number_of_rows_in_a_field_is_refused_and_changes_nothing(field,
     assert_close(buffer.state_dict()["rows"], before["rows"], rtol=0, atol=0)
 
 
-def test_more_steps_than_there_is_room_for_are_refused_and_change_nothing():
+def test_a_number_of_steps_that_is_too_large_is_refused_and_change_nothing():
     buffer = ReplayBuffer(capacity=10, private_dim=2, action_dim=1)
     buffer.extend(numbered(0, 10))
     before = buffer.state_dict()

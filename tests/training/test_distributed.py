@@ -341,20 +341,21 @@ def choose_to_compile(world: World, *, folder: str, failing: int | None = None) 
         return one
 
     progress = ProgressReporter(quiet=True)
-    path = Path(folder) / "compile.json"
+    path = Path(folder) / str(world.rank) / "compile.json"
     chosen = choose_compiled(path, make_round=make_round, rounds=1000, world=world, progress=progress)
     return {"chosen": chosen, "rounds": rounds}
 
 
 @pytest.mark.distributed
 def test_processes_choose_together_and_keep_the_choice(tmp_path: Path) -> None:
-    for name in ("first", "again"):
+    for name in ("first", "again", "0", "1"):
         (tmp_path / name).mkdir()
     work = functools.partial(choose_to_compile, folder=str(tmp_path))
     first = in_two_processes(work, tmp_path / "first")
     assert [rank["chosen"] for rank in first] == [True, True]
     assert all(set(rank["rounds"]) == {True, False} for rank in first)
-    record = json.loads((tmp_path / "compile.json").read_text())
+    assert not (tmp_path / "1/compile.json").exists()  # the first process alone writes it, and reads it
+    record = json.loads((tmp_path / "0/compile.json").read_text())
     assert record["eager_seconds"] >= 0.01  # of the first process
     again = in_two_processes(work, tmp_path / "again")
     assert again == [{"chosen": True, "rounds": []}] * 2
@@ -362,9 +363,10 @@ def test_processes_choose_together_and_keep_the_choice(tmp_path: Path) -> None:
 
 @pytest.mark.distributed
 def test_processes_stay_eager_where_one_has_no_compiler(tmp_path: Path) -> None:
+    (tmp_path / "0").mkdir()
     ranks = in_two_processes(functools.partial(choose_to_compile, folder=str(tmp_path), failing=1), tmp_path)
     assert [rank["chosen"] for rank in ranks] == [False, False]
-    record = json.loads((tmp_path / "compile.json").read_text())
+    record = json.loads((tmp_path / "0/compile.json").read_text())
     assert record == {"compile": False, "reason": "nothing can be compiled here: FileNotFoundError"}
 
 

@@ -108,7 +108,7 @@ def test_several_processes_and_copies_are_compiled_too(
         raise Stop
 
     monkeypatch.setattr(trading, "TrainingMarket", spy)
-    monkeypatch.setattr(trading, "choose_compiled", lambda *arguments, **named: True)
+    monkeypatch.setattr(trading, "choose_compiled", lambda *arguments, **named: named["world"].size == processes)
     monkeypatch.setattr(AGENT_BUILDERS[model], "fuse", lambda agent: given.update(agent=agent))
     config = trained.settings("stage=rl", f"model={model}", f"device.compile={asked}")
     context = replace(trained.context(tmp_path, config), world=Two(size=processes))

@@ -153,7 +153,8 @@ def adam_step(optimizer: torch.optim.Adam) -> None:
     that takes longer than the kernel.
     """
     groups = [[one for one in group["params"] if one.grad is not None] for group in optimizer.param_groups]
-    if not optimizer.defaults["fused"] or not all(optimizer.state[one] for group in groups for one in group):
+    fused = all(group["fused"] for group in optimizer.param_groups)
+    if not fused or not all(optimizer.state[one] for group in groups for one in group):
         optimizer.step()  # there is no such kernel, or the moments are not made yet
         return
     for settings, parameters in zip(optimizer.param_groups, groups, strict=True):
@@ -172,10 +173,10 @@ def adam_step(optimizer: torch.optim.Adam) -> None:
             lr=settings["lr"],
             beta1=settings["betas"][0],
             beta2=settings["betas"][1],
-            weight_decay=settings["weight_decay"],
             eps=settings["eps"],
-            amsgrad=settings["amsgrad"],
-            maximize=settings["maximize"],
+            weight_decay=0.0,
+            amsgrad=False,
+            maximize=False,
         )
 
 

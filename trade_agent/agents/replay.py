@@ -67,6 +67,7 @@ class ReplayBuffer:
         """Adds N transitions in order, over the oldest ones when full, their numbers as float32.
 
         Raises ConfigError if N exceeds the capacity, ValueError for values of another shape; neither changes a row.
+        That ``steps`` in a tensor do not exceed 32,767 is not checked: it would wait for the device.
         """
         rows = len(transitions.t)
         if rows > self.capacity:
@@ -74,14 +75,14 @@ class ReplayBuffer:
                 f"{rows} transitions do not fit a replay buffer of capacity {self.capacity}",
                 "raise the buffer's capacity or lower the number of environments",
             )
-        _, private, action, reward, terminated, next_private, _ = transitions
-        private_dim, action_dim, _ = self._widths
-        given = (private.shape, action.shape, next_private.shape, reward.shape, terminated.shape)
-        if given != ((rows, private_dim), (rows, action_dim), (rows, private_dim), (rows,), (rows,)):
+        private, action = ((rows, width) for width in self._widths[:2])
+        wanted = [(rows,), private, action, (rows,), (rows,), private, (rows,)]
+        given = [value.shape for value in transitions if not isinstance(value, int)]  # steps may be a number
+        if given != wanted[: len(given)]:
             shapes = ", ".join(str(list(shape)) for shape in given)
             raise ValueError(
-                f"private, action, next private, reward and terminated of the shapes {shapes} do not fit {rows} rows "
-                f"of a replay buffer with {self._widths} columns"
+                f"transitions of the shapes {shapes} do not fit {rows} rows of a replay buffer "
+                f"with {self._widths} columns"
             )
         end = self.position + rows
         if end <= self.capacity:

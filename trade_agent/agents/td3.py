@@ -75,7 +75,7 @@ class TD3(nn.Module):
         self.processes: Processes = Alone()
         self.observation_normaliser = ObservationNormaliser(observation_dim, enabled=normalise_observation)
         self.reward_normaliser = RewardNormaliser(gamma, enabled=normalise_reward)
-        self._made(0)
+        self._set_updates(0)
         trunk = build_mlp(
             input_dim=observation_dim,
             hidden_dims=hidden_dims,
@@ -196,9 +196,9 @@ class TD3(nn.Module):
 
     def count(self) -> None:
         """One more update was made."""
-        self._made(self.updates + 1)
+        self._set_updates(self.updates + 1)
 
-    def _made(self, updates: int) -> None:
+    def _set_updates(self, updates: int) -> None:
         """``turn``: whether the next update is one of the actor and the targets, too. A compiled graph depends on it,
         and not on the number."""
         self.updates, self.turn = updates, (updates + 1) % self.policy_delay == 0
@@ -217,5 +217,5 @@ class TD3(nn.Module):
 
     def load_optimizer_state(self, state: dict[str, Any]) -> None:
         self.optimizer.load_state_dict(state["optimizer"])
-        self._made(int(state["updates"]))
+        self._set_updates(int(state["updates"]))
         self._loss_actor.copy_(state["loss_actor"])

@@ -46,9 +46,13 @@ def choose_compiled(
     random number of the run is used up. Where one of the processes has no C++ compiler the eager way is taken. All of
     them time, for they will train side by side, and the times of the first one decide.
     """
-    stored = world.agreed(safe_io.read_json(path)["compile"] if world.main and path.exists() else None)
+
+    def read() -> bool | None:
+        return bool(safe_io.read_json(path)["compile"]) if world.main and path.exists() else None
+
+    stored: bool | None = world.agreed(world.together(read))
     if stored is not None:
-        return bool(stored)
+        return stored
     with torch.random.fork_rng():
         outcomes = world.gathered(outcome(make_round))
     torch.compiler.reset()  # the rounds of the run shall have all the room there is for variants of a function
@@ -59,9 +63,13 @@ def choose_compiled(
     else:
         timing: Timing = outcomes[0]
         chosen, record = timing.pays(rounds), {"rounds": rounds, **asdict(timing)}
-    if world.main:
-        safe_io.write_json(path, {"compile": chosen, **record})
-        progress.say(f"  device.compile=auto: {'compiled' if chosen else 'eager'}, see {path}")
+
+    def keep() -> None:
+        if world.main:
+            safe_io.write_json(path, {"compile": chosen, **record})
+            progress.say(f"  device.compile=auto: {'compiled' if chosen else 'eager'}, see {path}")
+
+    world.together(keep)
     return chosen
 
 

@@ -27,12 +27,11 @@ def one_round(market: TrainingMarket, agent: Agent, model: AgentModel, compiled:
     observation = torch.randn(market.num_envs, agent.spec()["observation_dim"], device=market.device)
     env_steps = steps * model.num_envs
     if isinstance(model, PpoModel):
-        updates = model.epochs * math.ceil(env_steps / model.batch_size)
+        updates, rows = model.epochs * math.ceil(env_steps / model.batch_size), min(env_steps, model.batch_size)
     else:
         assert isinstance(model, OffPolicyModel)
-        updates = env_steps // model.env_steps_per_update
-    rows = min(env_steps, model.batch_size) * market.num_envs // model.num_envs
-    batch = minibatch_of_noise(scratch, rows, market)
+        updates, rows = env_steps // model.env_steps_per_update, model.batch_size
+    batch = minibatch_of_noise(scratch, rows * market.num_envs // model.num_envs, market)
     if compiled:
         scratch.fuse()
 
