@@ -1,7 +1,7 @@
 """G15: agents of one configuration in one batch (`stage.copies`) against as many runs one after another.
 
 Whole training loops, their steps of the market included and their set-up left out. On a GPU both sides are captured,
-and recording is included.
+and recording is included. Then updates of the same batch of agents, compiled and as it is.
 """
 
 from functools import partial
@@ -20,6 +20,7 @@ from trade_agent.training.reinforcement import copy_state
 
 SEEDS, OBSERVATION = 16, 16
 UPDATES, UPDATES_ON_GPU = 104, 2_000  # of each agent; recording shall not decide it
+UPDATES_TO_COMPILE = 20
 
 
 def measure(repeats: int, device: torch.device) -> None:
@@ -60,7 +61,7 @@ def compiled_seeds(algorithm: str, *, seeds: int, device: torch.device, repeats:
     figure = f"G15 {seeds} {algorithm} agents in one batch, batch {BATCH} each, compiled"
 
     def updates(agent: Agent) -> None:
-        for _ in range(20):
+        for _ in range(UPDATES_TO_COMPILE):
             agent.update(batch)
 
     first_run(figure, partial(updates, fused))
@@ -70,8 +71,8 @@ def compiled_seeds(algorithm: str, *, seeds: int, device: torch.device, repeats:
     Figure(
         figure=figure,
         unit="updates/s of all",
-        ours=20 * seeds / ours,
-        peer=20 * seeds / other,
+        ours=UPDATES_TO_COMPILE * seeds / ours,
+        peer=UPDATES_TO_COMPILE * seeds / other,
         peer_name="the same, eager",
         ratio=other / ours,
         agrees=agrees,

@@ -277,8 +277,7 @@ COMPILED: dict[str, Callable[[World], dict[str, Any]]] = {
     "compiled td3": functools.partial(train_agent, "td3", compiled=True),
     "compiled hybrid sac": functools.partial(train_hybrid, "sac", compiled=True),  # its forecaster is frozen at first
 }
-if shutil.which("g++") is None:
-    COMPILED.clear()
+COMPILER = shutil.which("g++")
 WORKS: dict[str, Callable[[World], dict[str, Any]]] = {
     **{kind: functools.partial(train_agent, kind) for kind in ("ppo", "sac", "td3")},
     **{f"hybrid {kind}": functools.partial(train_hybrid, kind) for kind in ("ppo", "sac", "td3")},
@@ -289,7 +288,7 @@ WORKS: dict[str, Callable[[World], dict[str, Any]]] = {
 
 
 def all_works(world: World) -> dict[str, Any]:
-    return {name: work(world) for name, work in WORKS.items()}
+    return {name: work(world) for name, work in WORKS.items() if COMPILER or name not in COMPILED}
 
 
 @pytest.fixture(scope="module")
@@ -301,6 +300,8 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
 @pytest.mark.distributed
 @pytest.mark.parametrize("name", [name for name in WORKS if name != "forecaster"])
 def test_two_processes_are_equal_and_equal_one_on_the_joined_batches(ranks: list[Any], name: str) -> None:
+    if name in COMPILED and not COMPILER:
+        pytest.skip("torch.compile needs a C++ compiler")
     first, second = (rank[name] for rank in ranks)
     alone = WORKS[name.removeprefix("compiled ")](World())
     assert first.keys() == alone.keys()
